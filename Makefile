@@ -1,0 +1,40 @@
+# The two commands of the README, and what a developer needs beside them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/installed
+	$(BIN)/brainfast demo
+
+test: $(VENV)/installed-test
+	$(BIN)/pytest
+
+lint: $(VENV)/installed-dev
+	sh tools/lint.sh $(abspath $(BIN))
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(BIN)/clang-format -i
+
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find brainfast csrc export -type f \
+	-not -name '*.so' -not -path '*/__pycache__/*' 2>/dev/null)
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(BIN)/pip $(SOURCES)
+	$(BIN)/pip install .
+	touch $@
+
+$(VENV)/installed-test: $(BIN)/pip $(SOURCES)
+	$(BIN)/pip install '.[test]'
+	touch $@
+
+$(VENV)/installed-dev: $(BIN)/pip $(SOURCES)
+	$(BIN)/pip install '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,151 @@
+"""The model card: what a model is, where it came from and how well it does. No torch is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import BrainfastError
+from .files import read_json, write_json
+from .images import Preprocessing
+
+FORMAT_VERSION = 1
+CARD_FILE = "config.json"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrunkConfig(_Strict):
+    """Which image model gives the tokens, with which weights, and how images enter it.
+
+    name: a timm identifier; layers: the blocks that are read; size: height and width in pixels;
+    block_gain: factor on the block matrices of a random trunk; channels: C_l of every layer;
+    grid: height and width of the token grid; weights_hash: SHA-256 of all weights.
+    """
+
+    name: str
+    layers: tuple[int, ...] = Field(min_length=1)
+    size: tuple[int, int]
+    pretrained: bool
+    seed: int = 0
+    block_gain: float = 1.0
+    weights_hash: str
+    preprocessing: Preprocessing
+    channels: tuple[int, ...]
+    grid: tuple[int, int]
+
+
+class HeadCard(_Strict):
+    """How the folded arrays are to be read, and the options that the head was trained with."""
+
+    grid: tuple[int, int]
+    samples: int = Field(default=1, ge=1)
+    pool_space: bool = False
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class SpaceCard(_Strict):
+    """The vertices that the model answers for; their indices and ROIs lie in `vertices.safetensors`."""
+
+    name: str
+    subject: str | None
+    vertices: int = Field(ge=1)
+    rois: tuple[str, ...]
+    hash: str
+    surface: str
+    coordinates_hash: str
+    visual_angle_deg: float = 8.4
+
+
+class TrainingCard(_Strict):
+    """The recipe, the data and the moment of training."""
+
+    recipe: dict[str, Any]
+    split_hash: str
+    images: dict[str, int]
+    seed: int
+    steps: int
+    best_step: int
+    soup_steps: tuple[int, ...] = ()
+    torch_version: str
+
+
+class ScoreCard(_Strict):
+    """Scores on one split: means over vertices; NaN is stored as null with the reason."""
+
+    split: str
+    split_hash: str
+    images: int
+    r2_mean: float | None
+    r2_median: float | None
+    r_mean: float | None
+    challenge_mean: float | None
+    challenge_median: float | None
+    ceiling_mean: float | None
+    reason: str | None = None
+
+
+class ParityCard(_Strict):
+    """How far a compiled form is from the float64 twin, in standard deviations of the response."""
+
+    form: str
+    precision: str
+    trunk_precision: str
+    images: int
+    max_error: float
+    rms_error: float
+    r2_change: float | None = None
+
+
+class Card(_Strict):
+    """`config.json` of a model folder."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    model: str
+    brainfast_version: str
+    trunk: TrunkConfig
+    head: HeadCard
+    space: SpaceCard
+    training: TrainingCard | None = None
+    scores: tuple[ScoreCard, ...] = ()
+    parity: tuple[ParityCard, ...] = ()
+    model_hash: str
+    licence: str = "not stated"
+    citation: str = ""
+
+    def write(self, folder: Path) -> None:
+        """Write `config.json` into `folder`, atomically."""
+        write_json(folder / CARD_FILE, self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, folder: Path) -> Card:
+        """Read and check `config.json`; anything unknown, missing or of a newer format is an error."""
+        path = folder / CARD_FILE
+        if not path.is_file():
+            raise BrainfastError(
+                str(folder),
+                expected="a model folder with config.json",
+                got="no config.json",
+                remedy="give the folder that Encoder.save wrote",
+            )
+        value = read_json(path)
+        version = value.get("format_version") if isinstance(value, dict) else None
+        if version != FORMAT_VERSION:
+            raise BrainfastError(
+                str(path),
+                expected=f"format_version {FORMAT_VERSION}",
+                got=repr(version),
+                remedy="update brainfast or save the model again",
+            )
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise BrainfastError(
+                f"{path}: {place}", expected="a valid model card", got=first["msg"]
+            ) from error

@@ -1,0 +1,394 @@
+"""The command line: `brainfast demo | train | evaluate | predict | bench | map | doctor`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from .errors import BrainfastError
+
+app = typer.Typer(
+    help="Photograph in, predicted response of the visual cortex out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+class Surface(StrEnum):
+    """The surface whose coordinates the selectors are a function of."""
+
+    inflated = "inflated"
+    sphere = "sphere"
+
+
+class Part(StrEnum):
+    """A split that has measured responses."""
+
+    train = "train"
+    val = "val"
+    heldout = "heldout"
+    challenge = "challenge"
+
+
+class What(StrEnum):
+    """What `map` draws."""
+
+    layer = "layer"
+    space = "space"
+    scale = "scale"
+    r2 = "r2"
+
+
+class Device(StrEnum):
+    """Where the trunk runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(StrEnum):
+    """Operand precision; sums are fp32 in both."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class RuntimeName(StrEnum):
+    """What runs the trunk."""
+
+    auto = "auto"
+    torch = "torch"
+    onnx = "onnx"
+
+
+ModelFolder = Annotated[Path, typer.Argument(help="Model folder, as `train` writes it.")]
+DataFolder = Annotated[Path, typer.Argument(help="Algonauts 2023 subject folder, e.g. subj01.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+Ncsnr = Annotated[
+    Path | None, typer.Option(help="Folder with {lh,rh}.ncsnr files: gives noise ceilings.")
+]
+Groups = Annotated[
+    Path | None, typer.Option(help="CSV image,group: images of one group stay in one split.")
+]
+Coordinates = Annotated[
+    str | None, typer.Option(help="[V,3] .npy file, FreeSurfer surf folder, or fsaverage5.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path(
+        "brainfast-demo"
+    ),
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Fetch real trunk weights (needs a network).")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the simulated subject and of training.")] = 0,
+    images: Annotated[int, typer.Option(min=60, help="Number of training stimuli.")] = 560,
+) -> None:
+    """Simulate a subject on a real cortex, train, compile, check, time and draw: the whole tour."""
+    from .demo import run_demo
+
+    run_demo(out, pretrained=pretrained, seed=seed, n_images=images)
+
+
+@app.command()
+def train(
+    data: DataFolder,
+    out: Annotated[Path, typer.Option(help="Model folder to write.")],
+    model: Annotated[str, typer.Option(help="Which model.")] = "factortopy",
+    trunk: Annotated[str, typer.Option(help="timm name of the image model.")] = (
+        "vit_base_patch16_clip_224.datacompxl"
+    ),
+    layers: Annotated[str | None, typer.Option(help="Blocks to read, e.g. 0,2,4 (all).")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Trunk weights file, timm's or open_clip's.")
+    ] = None,
+    random_trunk: Annotated[
+        bool, typer.Option("--random-trunk", help="Random trunk weights: for trials only.")
+    ] = False,
+    recipe: Annotated[str, typer.Option(help="paper or demo.")] = "paper",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of the recipe.")] = None,
+    surface: Annotated[Surface, typer.Option(help="Surface of the coordinates.")] = (
+        Surface.inflated
+    ),
+    coordinates: Coordinates = None,
+    ncsnr: Ncsnr = None,
+    groups: Groups = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder for tokens and checkpoints (OUT.work).")
+    ] = None,
+    cache_dtype: Annotated[Precision, typer.Option(help="Precision of cached tokens.")] = (
+        Precision.bf16
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of split, initial weights and order.")] = 0,
+    device: Annotated[Device, typer.Option(help="Where to train.")] = Device.auto,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Add trunk.onnx: serves without torch.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a model on one subject; run it again to go on after an interruption."""
+    from .training import fit
+    from .training.recipes import find_recipe
+
+    chosen = find_recipe(recipe)
+    if epochs is not None:
+        chosen = chosen.model_copy(update={"max_epochs": epochs})
+    subject = _open_data(data, surface, coordinates, ncsnr, groups, seed)
+    encoder = fit(
+        model,
+        subject,
+        trunk=trunk,
+        recipe=chosen,
+        pretrained=not random_trunk,
+        trunk_weights=weights,
+        layers=_numbers(layers),
+        work=work or out.with_name(out.name + ".work"),
+        seed=seed,
+        device=device.value,
+        cache_dtype=cache_dtype.value,
+        progress=not quiet,
+    )
+    scores = encoder.evaluate(subject.heldout, progress=not quiet)
+    encoder.save(out, onnx=onnx)
+    scores.save(out / "scores" / "heldout")
+    _print_scores(scores, subject.space)
+    typer.echo(f"model: {out}")
+
+
+@app.command()
+def evaluate(
+    model: ModelFolder,
+    data: DataFolder,
+    split: Annotated[Part, typer.Option(help="Which images.")] = Part.heldout,
+    coordinates: Coordinates = None,
+    ncsnr: Ncsnr = None,
+    groups: Groups = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score a model: R2 per vertex and ROI, against the noise ceiling; kept in the model folder."""
+    from .encoder import load
+
+    encoder = load(model)
+    card = encoder.card
+    seed = card.training.seed if card.training else 0
+    subject = _open_data(data, Surface(card.space.surface), coordinates, ncsnr, groups, seed)
+    if card.training and card.training.split_hash != subject.split_hash and split != Part.challenge:
+        raise BrainfastError(
+            str(data),
+            expected="the split that the model was trained with",
+            got="another one, so that training images could be scored",
+            remedy="give the same images, --groups and seed as in training",
+        )
+    scores = encoder.evaluate(getattr(subject, split.value), progress=not quiet)
+    scores.save(model / "scores" / split.value)
+    encoder.card.write(model)
+    _print_scores(scores, subject.space, as_json)
+
+
+@app.command()
+def predict(
+    model: ModelFolder,
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    vertices: Annotated[str | None, typer.Option(help="ROIs, e.g. FFA,PPA (all).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for one GIFTI file a hemisphere and image.")
+    ] = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="Write an Algonauts submission zip of all images.")
+    ] = None,
+    precision: Annotated[Precision, typer.Option(help="Of the head.")] = Precision.fp32,
+    trunk_precision: Annotated[Precision, typer.Option(help="Of the trunk.")] = Precision.fp32,
+    runtime: Annotated[RuntimeName, typer.Option(help="Of the trunk.")] = RuntimeName.auto,
+    device: Annotated[Device, typer.Option(help="Of the trunk.")] = Device.auto,
+    as_json: Json = False,
+) -> None:
+    """Predict responses through the compiled engine; prints the mean of every ROI in z units."""
+    from .engine import Engine
+
+    paths = _image_paths(images)
+    engine = Engine.load(
+        model,
+        runtime=runtime.value,
+        device=device.value,
+        precision=precision.value,
+        trunk_precision=trunk_precision.value,
+        vertices=vertices.split(",") if vertices else None,
+    )
+    response = engine.predict(paths)
+    if out is not None:
+        for row, path in enumerate(paths):
+            response[row].save(out / path.stem)
+    if submission is not None:
+        from .data import write_submission
+
+        write_submission(submission, {engine.space.subject or "subject": response})
+    names = engine.space.roi_names()
+    means = {
+        str(path): {name: float(response[row].roi(name).mean()) for name in names}
+        for row, path in enumerate(paths)
+    }
+    if as_json:
+        typer.echo(json.dumps(means, indent=2))
+        return
+    for path, regions in means.items():
+        listed = "  ".join(f"{name} {value:+.2f}" for name, value in regions.items())
+        typer.echo(f"{path}: {listed or f'{engine.space.V} vertices'}")
+
+
+@app.command(name="map")
+def draw_map(
+    model: ModelFolder,
+    out: Annotated[Path, typer.Option(help="PNG to write.")],
+    what: Annotated[What, typer.Option(help="Which map.")] = What.layer,
+    split: Annotated[Part, typer.Option(help="Of r2.")] = Part.heldout,
+) -> None:
+    """Draw what every vertex looks at, or how well it is predicted, on the flattened cortex."""
+    from . import maps
+    from .analysis.scores import Scores
+    from .card import Card
+    from .engine import read_head, read_space
+
+    card = Card.read(model)
+    space, head = read_space(model, card), read_head(model, card)
+    rows = head.samples
+    if what is What.layer:
+        maps.layer_map(head.layer[::rows], space, path=out, layers=card.trunk.layers)
+    elif what is What.space:
+        maps.space_map(
+            head.space[::rows],
+            space,
+            visual_angle_deg=card.space.visual_angle_deg,
+            layer=head.layer[::rows],
+            path=out,
+        )
+    elif what is What.scale:
+        maps.value_map(head.scale[::rows], space, label="weight of the global token", path=out)
+    else:
+        scores = Scores.load(model / "scores" / split.value)
+        maps.value_map(scores.r2, space, label=f"R2, {split.value}", path=out)
+    typer.echo(str(out))
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        Path | None, typer.Argument(help="Model folder; without one, sizes are as given.")
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, e.g. 1,8.")] = "1,8",
+    vertices: Annotated[int, typer.Option(min=1)] = 37984,
+    layers: Annotated[int, typer.Option(min=1)] = 12,
+    dim: Annotated[int, typer.Option(min=1)] = 128,
+    rounds: Annotated[int, typer.Option(min=3, help="Interleaved rounds.")] = 15,
+    listing1: Annotated[
+        bool, typer.Option(help="Also time Listing 1 (gigabytes at full size).")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Time the readout against Listing 1 and ONNX Runtime in one process, errors beside times."""
+    from .bench import bench_readout, print_table, readout_case
+
+    case = readout_case(model, vertices=vertices, layers=layers, dim=dim)
+    rows = bench_readout(
+        case, batches=_numbers(batch) or (1,), rounds=rounds, include_listing1=listing1
+    )
+    if as_json:
+        typer.echo(json.dumps(rows.as_json(), indent=2))
+    else:
+        print_table(rows)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine and this build can do, and why not what they cannot."""
+    from .doctor import diagnose, print_report
+
+    report = diagnose()
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        print_report(report)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    try:
+        app()
+    except BrainfastError as error:
+        typer.echo(f"brainfast: {error}", err=True)
+        sys.exit(2)
+
+
+def _open_data(
+    folder: Path,
+    surface: Surface,
+    coordinates: str | None,
+    ncsnr: Path | None,
+    groups: Path | None,
+    seed: int,
+) -> Any:
+    from .data import Algonauts
+
+    return Algonauts(
+        folder,
+        ncsnr=ncsnr,
+        groups=groups,
+        seed=seed,
+        surface=surface.value,
+        coordinates=coordinates,
+    )
+
+
+def _print_scores(scores: Any, space: Any, as_json: bool = False) -> None:
+    rows = scores.roi_table(space)
+    if as_json:
+        typer.echo(json.dumps({"summary": scores.summary(), "rois": rows}, indent=2))
+        return
+    typer.echo(f"{'ROI':12} {'vertices':>8} {'R2':>7} {'r':>7} {'ceiling':>8} {'normalised':>10}")
+    for row in rows:
+        cells = [_cell(row[name]) for name in ("r2", "r", "ceiling", "normalised")]
+        typer.echo(
+            f"{row['roi']:12} {row['vertices']:8} {cells[0]:>7} {cells[1]:>7}"
+            f" {cells[2]:>8} {cells[3]:>10}"
+        )
+    if scores.reason:
+        typer.echo(f"no normalised score: {scores.reason}")
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None or not np.isfinite(value) else f"{value:.3f}"
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise BrainfastError("numbers", expected="for example 0,2,4", got=repr(text)) from error
+
+
+def _image_paths(arguments: list[Path]) -> list[Path]:
+    paths: list[Path] = []
+    for argument in arguments:
+        if argument.is_dir():
+            found = sorted(p for p in argument.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise BrainfastError(str(argument), expected="images in the folder", got="none")
+            paths += found
+        else:
+            paths.append(argument)
+    return paths

@@ -1,0 +1,151 @@
+"""A lab's own images and responses, as plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import surfaces
+from ..errors import BrainfastError
+from ..vertex_space import VertexSpace
+from .responses import Responses
+from .splits import (
+    FRACTIONS,
+    Floats,
+    Grouping,
+    Split,
+    Strings,
+    make_splits,
+    read_groups,
+    split_hash,
+)
+
+NO_CEILING = "no noise ceiling was given with the arrays"
+
+
+class Arrays:
+    """Images seen and responses measured by anybody, with the attributes that `Algonauts` has.
+
+    images: paths, or uint8 arrays [H,W,3], n of them; read when needed
+    responses: float [n,V] in z units; a memory map stays on disk
+    coordinates: [V,3] in mm, an array or a .npy file; may be left out where `space` is on a mesh
+    rois: region name -> bool mask [V] or column indices
+    space: the vertices on fsaverage or fsaverage5; without it they are on no known mesh ("custom")
+    image_ids: str [n], equal for repeats of one image; file names or positions without them
+    groups: see `read_groups`: images that must not be split from each other
+    ceiling: largest share of variance that can be explained [V], 0 to 1
+    seed, fractions: see `split_by_image`
+
+    There are no challenge images: `challenge` is None. Raises BrainfastError for what does not fit.
+    """
+
+    challenge: Split | None = None
+
+    def __init__(
+        self,
+        images: Sequence[Any] | npt.NDArray[np.uint8],
+        responses: npt.NDArray[Any],  # [n,V]
+        coordinates: npt.NDArray[Any] | str | Path | None = None,  # [V,3]
+        rois: Mapping[str, npt.NDArray[Any]] | None = None,
+        *,
+        space: VertexSpace | None = None,
+        image_ids: Sequence[str] | None = None,
+        groups: str | Path | Mapping[str, str] | Sequence[str] | None = None,
+        ceiling: npt.NDArray[Any] | None = None,  # [V]
+        subject: str | None = None,
+        surface: surfaces.Surface = "inflated",
+        seed: int = 0,
+        fractions: Sequence[float] = FRACTIONS,
+    ) -> None:
+        measured = _check_responses(responses, len(images))
+        self.space = _make_space(measured.shape[1], space, rois, subject)
+        self.subject = self.space.subject
+        self.surface: surfaces.Surface = surface
+        self.coordinates = _make_coordinates(self.space, surface, coordinates)
+        ids = _make_ids(images, image_ids)
+        share = _check_ceiling(ceiling, self.space.V)
+        self.ceiling_source = None if share is None else "given with the arrays"
+        reason = NO_CEILING if share is None else None
+        grouping = Grouping(ids, None) if groups is None else read_groups(groups, ids)
+        parts = grouping.split(ids, fractions, seed)
+        self.split_hash = split_hash({name: ids[rows] for name, rows in parts.items()})
+        splits = make_splits(images, measured, ids, parts, self.space, share, reason)
+        self.train, self.val, self.heldout = splits["train"], splits["val"], splits["heldout"]
+
+
+def _check_responses(responses: npt.NDArray[Any], images: int) -> Responses:
+    array = np.asanyarray(responses)
+    if array.ndim != 2 or len(array) != images or array.dtype.kind != "f" or not array.size:
+        raise BrainfastError(
+            "responses",
+            expected=f"floats [{images},V], a row for each image",
+            got=f"{array.dtype} {list(array.shape)}",
+        )
+    measured = Responses([array])
+    if isinstance(array, np.memmap):
+        measured.probe()
+    else:
+        measured.check()
+    return measured
+
+
+def _make_space(
+    V: int,
+    space: VertexSpace | None,
+    rois: Mapping[str, npt.NDArray[Any]] | None,
+    subject: str | None,
+) -> VertexSpace:
+    if space is None:
+        space = VertexSpace("custom", np.arange(V), np.arange(0))
+    if space.V != V:
+        raise BrainfastError(
+            "space", expected=f"{V} vertices, as the responses have", got=f"{space.V}"
+        )
+    masks = dict(space.rois)
+    for name, where in (rois or {}).items():
+        masks[name] = np.zeros(V, dtype=bool)
+        masks[name][space.select(np.asarray(where))] = True
+    return replace(space, rois=masks, subject=subject or space.subject)
+
+
+def _make_coordinates(
+    space: VertexSpace, surface: surfaces.Surface, given: npt.NDArray[Any] | str | Path | None
+) -> Floats:
+    if given is None or isinstance(given, str | Path):
+        return surfaces.coordinates(space, surface, given)
+    return surfaces.check_coordinates(given, space.V)
+
+
+def _make_ids(
+    images: Sequence[Any] | npt.NDArray[np.uint8], image_ids: Sequence[str] | None
+) -> Strings:
+    if image_ids is None and all(isinstance(image, str | Path) for image in images):
+        names = [Path(image).stem for image in images]
+        image_ids = names if len(set(names)) == len(names) else [str(image) for image in images]
+    elif image_ids is None:
+        image_ids = [f"image-{row:06d}" for row in range(len(images))]
+    if len(image_ids) != len(images):
+        raise BrainfastError(
+            "image_ids", expected=f"{len(images)}, one for each image", got=f"{len(image_ids)}"
+        )
+    return np.asarray([str(image) for image in image_ids], dtype=np.str_)
+
+
+def _check_ceiling(ceiling: npt.NDArray[Any] | None, V: int) -> Floats | None:
+    if ceiling is None:
+        return None
+    values = np.asarray(ceiling)
+    good = values.shape == (V,) and values.dtype.kind in "fiu"
+    if not good or not ((values >= 0) & (values <= 1)).all():
+        raise BrainfastError(
+            "ceiling",
+            expected=f"fractions of variance, 0 to 1 [{V}]",
+            got=f"{values.dtype} {list(values.shape)}",
+            remedy="divide percent by 100",
+        )
+    return values.astype(np.float32)

@@ -1,0 +1,95 @@
+"""Golden responses: a few images and the answers that a model gave when it was saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import BrainfastError
+from .files import load_tensors, save_tensors
+from .folded import FoldedFactorTopy
+from .images import Preprocessing, preprocess
+from .runtimes import TrunkRuntime
+
+GOLDEN_FILE = "golden.safetensors"
+
+# Largest error in standard deviations of the golden responses, by precision of head and trunk.
+# The trunk dominates: matrix libraries of other machines sum in another order.
+TOLERANCE = {
+    ("fp32", "fp32"): 1e-3,
+    ("bf16", "fp32"): 5e-2,
+    ("fp32", "bf16"): 0.5,
+    ("bf16", "bf16"): 0.5,
+}
+
+
+@dataclass(frozen=True)
+class Golden:
+    """images uint8 [n,H,W,3] at the trunk's size, vertices int64 [m], response float32 [n,m]."""
+
+    images: NDArray[np.uint8]
+    vertices: NDArray[np.int64]
+    response: NDArray[np.float32]
+    name: str = GOLDEN_FILE
+
+    def __post_init__(self) -> None:
+        shapes = (self.images.shape, self.vertices.shape, self.response.shape)
+        dtypes = (self.images.dtype, self.vertices.dtype, self.response.dtype)
+        fits = (
+            self.images.ndim == 4
+            and self.images.shape[3] == 3
+            and self.vertices.ndim == 1
+            and self.response.shape == (len(self.images), len(self.vertices))
+            and dtypes == (np.uint8, np.int64, np.float32)
+        )
+        if not fits:
+            raise BrainfastError(
+                self.name,
+                expected="images uint8 [n,H,W,3], vertices int64 [m], response float32 [n,m]",
+                got=", ".join(f"{d} {list(s)}" for d, s in zip(dtypes, shapes, strict=True)),
+                remedy="save the encoder again",
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write `golden.safetensors` into `folder`."""
+        tensors = {"images": self.images, "vertices": self.vertices, "response": self.response}
+        save_tensors(folder / GOLDEN_FILE, tensors)
+
+    @classmethod
+    def load(cls, folder: Path) -> Golden:
+        """Read `golden.safetensors` of a model folder."""
+        path = folder / GOLDEN_FILE
+        tensors = load_tensors(path)
+        try:
+            return cls(
+                tensors["images"], tensors["vertices"], tensors["response"], name=str(path)
+            )
+        except KeyError as error:
+            raise BrainfastError(
+                str(path), expected="images, vertices and response", got=f"no {error}"
+            ) from error
+
+    def check(
+        self, runtime: TrunkRuntime, head: FoldedFactorTopy, preprocessing: Preprocessing
+    ) -> float:
+        """Run the images again; gives the largest error in standard deviations of the responses.
+
+        An error beyond TOLERANCE is a BrainfastError: this machine would give other numbers than
+        the one that saved the model.
+        """
+        pixels = preprocess(list(self.images), preprocessing)
+        found = head.take(self.vertices).run(runtime(pixels))
+        spread = max(float(self.response.std()), 1e-12)
+        error = float(np.abs(found - self.response).max()) / spread
+        tolerance = TOLERANCE[head.precision, runtime.precision]
+        if not error <= tolerance:
+            raise BrainfastError(
+                self.name,
+                expected=f"golden responses within {tolerance:g} standard deviations",
+                got=f"{error:.3g}",
+                remedy="the trunk's weights, the preprocessing or a library has changed",
+            )
+        return error

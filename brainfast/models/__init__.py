@@ -1,0 +1,1 @@
+"""Trainable heads, one file each; every one ends in `fold()`."""

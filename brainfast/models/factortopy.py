@@ -1,0 +1,292 @@
+"""FactorTopy: a factorised, topologically smooth choice of space, layer and scale a vertex."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from ..errors import BrainfastError
+from ..folded import FoldedFactorTopy
+from ..ops import factor_readout
+from ..tokens import Tokens, downsample
+
+FREQUENCIES = 32
+ENCODING = 3 * FREQUENCIES * 2
+
+
+class FactorTopyConfig(BaseModel):
+    """The options of FactorTopy; the defaults are the paper's.
+
+    bottleneck: "shared" has one C_l -> D matrix a layer, "dual" one for local and one for global.
+    topology, layer_selector, space_selector, scale_selector and samples are the ablations of
+    Table 16: without topology the selectors are free parameters of every vertex, without a
+    selector its axis is averaged. standardize: tokens are standardised a layer and channel first.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dim: int = Field(default=128, ge=1)
+    grid: tuple[int, int] = (8, 8)
+    bottleneck: Literal["shared", "dual"] = "shared"
+    surface: Literal["inflated", "sphere"] = "inflated"
+    topology: bool = True
+    layer_selector: bool = True
+    space_selector: bool = True
+    scale_selector: bool = True
+    samples: int = Field(default=1, ge=1)
+    standardize: bool = False
+
+
+class Selectors(NamedTuple):
+    """What every vertex looks at; `samples` neighbouring rows a vertex."""
+
+    space: torch.Tensor  # [V*samples,2] in -1..1, x to the right, y downwards
+    layer: torch.Tensor  # [V*samples,L], rows sum to 1
+    scale: torch.Tensor  # [V*samples], weight of the global token
+
+
+def positional_encoding(coordinates: torch.Tensor) -> torch.Tensor:  # [V,3] -> [V,192]
+    """sin and cos of pos * 1000^(-k/32), k = 0..31, pos = (coordinate - min) * 100 / extent.
+
+    The extent is the largest of the three axes, so the encoding depends on the whole set of
+    coordinates. Layout [axis][frequency][sin, cos]. A constant axis gives a constant encoding.
+    """
+    coordinates = coordinates.double()
+    low = coordinates.amin(dim=0)
+    extent = (coordinates.amax(dim=0) - low).max()
+    extent = torch.where(extent > 0, extent, torch.ones_like(extent))
+    position = (coordinates - low) * (100.0 / extent)
+    exponent = torch.arange(FREQUENCIES, dtype=torch.float64, device=coordinates.device)
+    phase = position[:, :, None] * 1000.0 ** (-exponent / FREQUENCIES)
+    encoding = torch.stack([phase.sin(), phase.cos()], dim=-1)
+    return encoding.reshape(len(coordinates), ENCODING).float()
+
+
+class Selector(nn.Module):
+    """A smooth function of cortical position: 192 -> 128 GELU -> 128 GELU -> outputs.
+
+    The last layer has no bias and starts at zero, so training starts at image centre, 1/L and 0.5.
+    """
+
+    def __init__(self, outputs: int, hidden: int = 128) -> None:
+        super().__init__()
+        last = nn.Linear(hidden, outputs, bias=False)
+        nn.init.zeros_(last.weight)
+        self.layers = nn.Sequential(
+            nn.Linear(ENCODING, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), last
+        )
+
+    def forward(self, encoding: torch.Tensor) -> torch.Tensor:  # [V,192] -> [V,outputs]
+        out: torch.Tensor = self.layers(encoding)
+        return out
+
+
+class FreeSelector(nn.Module):
+    """One free parameter a vertex and output: the ablation without topology."""
+
+    def __init__(self, vertices: int, outputs: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(vertices, outputs))
+
+    def forward(self, encoding: torch.Tensor) -> torch.Tensor:  # [V,192] -> [V,outputs]
+        return self.value
+
+
+class FactorTopy(nn.Module):
+    """v = sum_l layer_l ((1-scale) interp(local_l, space) + scale global_l);
+    y = mean_D(v * weight) + bias.
+
+    coordinates [V,3]: cortical positions, any unit; channels: C_l of every layer; layers: their
+    numbers in the trunk. Source: Yang et al., Brain Decodes Deep Nets, eq. 1 and Listing 1.
+    """
+
+    coordinates: torch.Tensor
+    encoding: torch.Tensor
+
+    def __init__(
+        self,
+        coordinates: torch.Tensor,  # [V,3]
+        channels: Sequence[int],
+        layers: Sequence[int],
+        config: FactorTopyConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config or FactorTopyConfig()
+        self.layers = tuple(layers)
+        _check_construction(coordinates, channels, layers)
+        self.register_buffer("coordinates", coordinates.float())
+        self.register_buffer("encoding", positional_encoding(coordinates), persistent=False)
+        self._make_selectors()
+        dim, vertices = self.config.dim, len(coordinates)
+        self.bottleneck_local = nn.ParameterList(_linear(dim, c, fan_in=c) for c in channels)
+        if self.config.bottleneck == "dual":
+            self.bottleneck_global = nn.ParameterList(_linear(dim, c, fan_in=c) for c in channels)
+        for index, count in enumerate(channels):
+            for scale in ("local", "global"):
+                self.register_buffer(f"mean_{scale}_{index}", torch.zeros(count))
+                self.register_buffer(f"std_{scale}_{index}", torch.ones(count))
+        self.weight = _linear(vertices * self.config.samples, dim, fan_in=dim)
+        self.bias = nn.Parameter(_linear(vertices * self.config.samples, 1, fan_in=dim)[:, 0])
+
+    @property
+    def V(self) -> int:  # noqa: N802
+        """Number of vertices."""
+        return len(self.coordinates)
+
+    @property
+    def selector_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the three selectors, which a recipe may train at another rate."""
+        names = ("select_space", "select_layer", "select_scale")
+        return [p for name, p in self.named_parameters() if name.startswith(names)]
+
+    def forward(self, tokens: Tokens) -> torch.Tensor:
+        """Raw tokens of B images -> response [B,V] in z units."""
+        return self.respond(tokens, self.selectors())
+
+    def respond(self, tokens: Tokens, selectors: Selectors) -> torch.Tensor:
+        """`forward` with selectors that were evaluated already -> [B,V]."""
+        local, global_ = self.align(tokens)
+        response = factor_readout(local, global_, *selectors, self.weight, self.bias)
+        if self.config.samples == 1:
+            return response
+        return response.unflatten(1, (self.V, self.config.samples)).mean(dim=2)
+
+    def align(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw tokens -> local [B,L,D,H,W] and global [B,L,D] in the shared channel space."""
+        tokens = downsample(tokens, self.config.grid)
+        local, global_ = [], []
+        for index in range(len(self.layers)):
+            patch = self._standard(tokens.local[index].flatten(2), "local", index)
+            if not self.config.space_selector:
+                patch = patch.mean(dim=2, keepdim=True)
+            summary = self._standard(tokens.global_[index][:, :, None], "global", index)
+            local.append(self.bottleneck_local[index] @ patch)
+            global_.append(self._global_bottleneck(index) @ summary)
+        grid = self.config.grid if self.config.space_selector else (1, 1)
+        return torch.stack(local, 1).unflatten(3, grid), torch.stack(global_, 1).squeeze(3)
+
+    def selectors(self) -> Selectors:
+        """Evaluate the selectors of all vertices; an axis without a selector is averaged."""
+        rows = self.V * self.config.samples
+        ones = self.weight.new_ones
+        space = ones(rows, 2) * 0.0
+        layer = ones(rows, len(self.layers)) / len(self.layers)
+        scale = ones(rows) * 0.5
+        if self.config.space_selector:
+            space = torch.tanh(self.select_space(self.encoding)).reshape(rows, 2)
+        if self.config.layer_selector:
+            chosen = torch.softmax(self.select_layer(self.encoding), dim=-1)
+            layer = chosen.repeat_interleave(self.config.samples, dim=0)
+        if self.config.scale_selector:
+            chosen = torch.sigmoid(self.select_scale(self.encoding)).squeeze(1)
+            scale = chosen.repeat_interleave(self.config.samples, dim=0)
+        return Selectors(space, layer, scale)
+
+    def set_moments(
+        self,
+        local: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        global_: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    ) -> None:
+        """Store mean and standard deviation ([C_l], [C_l]) of every layer's training tokens."""
+        for scale, moments in (("local", local), ("global", global_)):
+            for index, (mean, std) in enumerate(moments):
+                self.get_buffer(f"mean_{scale}_{index}").copy_(mean)
+                # A channel that never varies carries nothing: leave it unscaled, not infinite.
+                std = torch.as_tensor(std)
+                self.get_buffer(f"std_{scale}_{index}").copy_(torch.where(std > 1e-6, std, 1.0))
+
+    @torch.no_grad()
+    def fold(self) -> FoldedFactorTopy:
+        """Evaluate the selectors and multiply the standardisation into the bottlenecks."""
+        selectors = self.selectors()
+        samples = self.config.samples
+        local = [self._fold_bottleneck("local", i) for i in range(len(self.layers))]
+        global_ = [self._fold_bottleneck("global", i) for i in range(len(self.layers))]
+        return FoldedFactorTopy(
+            space=_numpy(selectors.space),
+            layer=_numpy(selectors.layer),
+            scale=_numpy(selectors.scale),
+            weight=_numpy(self.weight / samples),
+            bias=_numpy(self.bias / samples),
+            bottleneck_local=tuple(matrix for matrix, _ in local),
+            bottleneck_global=tuple(matrix for matrix, _ in global_),
+            offset_local=np.stack([offset for _, offset in local]),
+            offset_global=np.stack([offset for _, offset in global_]),
+            layers=self.layers,
+            grid=self.config.grid,
+            samples=samples,
+            pool_space=not self.config.space_selector,
+        )
+
+    def _make_selectors(self) -> None:
+        outputs = {"space": 2 * self.config.samples, "layer": len(self.layers), "scale": 1}
+        for axis, count in outputs.items():
+            if not getattr(self.config, f"{axis}_selector"):
+                continue
+            free = not self.config.topology
+            selector = FreeSelector(self.V, count) if free else Selector(count)
+            if axis == "space" and self.config.samples > 1:
+                _spread_samples(selector)
+            self.add_module(f"select_{axis}", selector)
+
+    def _standard(self, tokens: torch.Tensor, scale: str, index: int) -> torch.Tensor:
+        if not self.config.standardize:
+            return tokens
+        mean = self.get_buffer(f"mean_{scale}_{index}")
+        return (tokens - mean[:, None]) / self.get_buffer(f"std_{scale}_{index}")[:, None]
+
+    def _global_bottleneck(self, index: int) -> torch.Tensor:
+        shared = self.config.bottleneck == "shared"
+        return (self.bottleneck_local if shared else self.bottleneck_global)[index]
+
+    def _fold_bottleneck(
+        self, scale: str, index: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        matrix = self.bottleneck_local[index] if scale == "local" else None
+        matrix = self._global_bottleneck(index) if matrix is None else matrix
+        folded = matrix.double()
+        offset = folded.new_zeros(len(folded))
+        if self.config.standardize:
+            folded = folded / self.get_buffer(f"std_{scale}_{index}").double()
+            offset = -folded @ self.get_buffer(f"mean_{scale}_{index}").double()
+        return _numpy(folded), _numpy(offset)
+
+
+def _spread_samples(selector: nn.Module) -> None:
+    # Samples that start at one point have equal gradients and would never part.
+    for parameter in selector.parameters():
+        last = parameter
+    nn.init.normal_(last, std=0.02)
+
+
+def _linear(rows: int, columns: int, fan_in: int) -> nn.Parameter:
+    bound = 1.0 / math.sqrt(fan_in)
+    return nn.Parameter(torch.empty(rows, columns).uniform_(-bound, bound))
+
+
+def _numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.detach().float().cpu().contiguous().numpy()
+    return array.copy()
+
+
+def _check_construction(
+    coordinates: torch.Tensor, channels: Sequence[int], layers: Sequence[int]
+) -> None:
+    shape = tuple(coordinates.shape)
+    if len(shape) != 2 or shape[1] != 3 or shape[0] == 0:
+        raise BrainfastError("coordinates", expected="[V,3] with V >= 1", got=f"{shape}")
+    if not torch.isfinite(coordinates).all():
+        raise BrainfastError("coordinates", expected="finite numbers", got="NaN or infinity")
+    if not channels or len(channels) != len(layers):
+        raise BrainfastError(
+            "layers",
+            expected="one channel count a layer",
+            got=f"{len(layers)} layers and {len(channels)} channel counts",
+        )

@@ -1,0 +1,69 @@
+"""The yardstick of every compiled form: Listing 1 in float64, and how far a form is from it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .card import ParityCard
+from .engine import Engine
+from .errors import BrainfastError
+from .images import as_sequence, iter_pixels
+from .ops import reference
+from .trunks import Trunk
+from .vertex_space import VertexSpace
+
+
+@torch.no_grad()
+def twin(
+    trunk: Trunk,
+    head: Any,
+    images: Any,
+    vertices: NDArray[np.int64],  # [n]
+) -> NDArray[np.float64]:  # [B,n]
+    """Responses by Listing 1 in float64, one image at a time, on the trunk's fp32 tokens."""
+    head = copy.deepcopy(head).double()
+    samples = head.config.samples
+    rows = torch.from_numpy((vertices[:, None] * samples + np.arange(samples)).reshape(-1))
+    selectors = [selector[rows] for selector in head.selectors()]
+    weight, bias = head.weight[rows], head.bias[rows]
+    parts = []
+    for pixels in iter_pixels(as_sequence(images), trunk.preprocessing, 1):
+        tokens = trunk(torch.from_numpy(pixels)).map(lambda array: array.double())
+        response = reference.factor_readout(*head.align(tokens), *selectors, weight, bias)
+        parts.append(response.unflatten(1, (len(vertices), samples)).mean(dim=2).numpy())
+    return np.concatenate(parts)
+
+
+def compare(
+    trunk: Trunk, head: Any, space: VertexSpace, engine: Engine, images: Any
+) -> ParityCard:
+    """Error of an engine's responses to `images`, in standard deviations of the twin's."""
+    vertices = _positions(space, engine.space)
+    expected = twin(trunk, head, images, vertices)
+    found = engine.predict(images).values
+    error = (found - expected) / expected.std()
+    return ParityCard(
+        form=engine.runtime.name,
+        precision=engine.head.precision,
+        trunk_precision=engine.runtime.precision,
+        images=len(expected),
+        max_error=float(np.abs(error).max()),
+        rms_error=float(np.sqrt(np.square(error).mean())),
+    )
+
+
+def _positions(whole: VertexSpace, part: VertexSpace) -> NDArray[np.int64]:
+    """Columns of `part`'s vertices in `whole`."""
+    left = np.searchsorted(whole.lh, part.lh)
+    right = np.searchsorted(whole.rh, part.rh) + whole.lh.size
+    columns = np.concatenate([left, right]).astype(np.int64)
+    if len(columns) and columns.max() >= whole.V or whole.take(np.unique(columns)) != part:
+        raise BrainfastError(
+            "engine", expected="vertices of this encoder", got="another encoder's"
+        )
+    return columns

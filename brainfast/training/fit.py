@@ -1,0 +1,169 @@
+"""`fit`: from images and responses to an encoder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ..data.splits import Split
+from ..data.token_cache import TokenCache
+from ..encoder import Encoder
+from ..errors import BrainfastError
+from ..files import hash_arrays
+from ..models.registry import model_class
+from ..trunks import Trunk
+from ..vertex_space import VertexSpace
+from .recipes import Recipe, find_recipe
+from .trainer import Examples, Trainer
+
+GOLDEN_IMAGES = 4
+
+
+class Dataset(Protocol):
+    """What `fit` needs of a data set: brainfast.data.Algonauts, Arrays, or your own."""
+
+    train: Split
+    val: Split
+    space: VertexSpace
+    coordinates: np.ndarray
+    surface: str
+    split_hash: str
+
+
+def fit(
+    model: str,
+    data: Dataset,
+    *,
+    trunk: str | Trunk,
+    recipe: str | Recipe = "paper",
+    pretrained: bool = True,
+    trunk_weights: Path | None = None,
+    layers: Sequence[int] | None = None,
+    work: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    cache_dtype: str = "fp32",
+    progress: bool = True,
+    **options: Any,
+) -> Encoder:
+    """Train head `model` on a frozen trunk and give the encoder.
+
+    Tokens of every image are computed once and kept in `work` (default: brainfast-runs/<run>),
+    with the checkpoints; the same call goes on where an interrupted one stopped, and ends in the
+    same weights as an uninterrupted one. `options` are the model's (for example dim=64) and win
+    over the recipe's. Training that diverges is a BrainfastError that names the step.
+    """
+    recipe = find_recipe(recipe)
+    make_model, make_config = model_class(model)
+    config = make_config(**({"surface": data.surface} | recipe.head | options))
+    place = _device(device)
+    if not isinstance(trunk, Trunk):
+        arguments = recipe.trunk | ({"layers": tuple(layers)} if layers is not None else {})
+        if pretrained:
+            arguments.pop("block_gain", None)
+        trunk = Trunk.create(
+            trunk, pretrained=pretrained, weights=trunk_weights, seed=seed, **arguments
+        )
+    work = Path(work) if work is not None else _default_work(model, data, trunk, recipe, seed)
+    cache = TokenCache.build(
+        work / "tokens",
+        trunk.to(place),
+        [*data.train.images, *data.val.images],
+        grid=config.grid,
+        dtype=cache_dtype,
+        progress=progress,
+    )
+    head = _new_head(make_model, data, trunk, config, seed)
+    if config.standardize:
+        head.set_moments(*cache.moments(range(len(data.train.images))))
+    trainer = Trainer(
+        head,
+        recipe,
+        train=_examples(cache, data.train, 0),
+        validation=_examples(cache, data.val, len(data.train.images)),
+        seed=seed,
+        work=work,
+        key=_run_key(model, data, trunk, recipe, config, seed),
+        device=place,
+        progress=progress,
+    )
+    state = trainer.run()
+    soup_steps = trainer.choose()
+    return Encoder.from_training(
+        model=model,
+        trunk=trunk,
+        head=head.cpu(),
+        data=data,
+        recipe=recipe.model_dump(mode="json"),
+        seed=seed,
+        steps=state.step,
+        best_step=state.best_step,
+        soup_steps=soup_steps,
+        golden_images=[data.train.images[i] for i in range(min(GOLDEN_IMAGES, len(data.train.images)))],
+        history=state.history,
+    )
+
+
+def _new_head(make_model: Any, data: Dataset, trunk: Trunk, config: Any, seed: int) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        coordinates = torch.from_numpy(np.ascontiguousarray(data.coordinates, dtype=np.float32))
+        return make_model(coordinates, trunk.config.channels, trunk.config.layers, config)
+
+
+def _examples(cache: TokenCache, split: Split, offset: int) -> Examples:
+    if split.responses is None or len(split.responses) == 0:
+        raise BrainfastError(
+            f"the {split.name} split",
+            expected="images with responses",
+            got="none",
+            remedy="give more images, or other fractions",
+        )
+    return Examples(
+        lambda indices: cache.tokens([index + offset for index in indices]), split.responses
+    )
+
+
+def _run_key(
+    model: str, data: Dataset, trunk: Trunk, recipe: Recipe, config: Any, seed: int
+) -> dict[str, Any]:
+    key = {
+        "model": model,
+        "trunk": trunk.config.weights_hash,
+        "layers": list(trunk.config.layers),
+        "preprocessing": trunk.preprocessing.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json"),
+        "options": config.model_dump(mode="json"),
+        "split": data.split_hash,
+        "coordinates": hash_arrays({"coordinates": np.asarray(data.coordinates)}),
+        "seed": seed,
+    }
+    parsed: dict[str, Any] = json.loads(json.dumps(key))
+    return parsed
+
+
+def _default_work(
+    model: str, data: Dataset, trunk: Trunk, recipe: Recipe, seed: int
+) -> Path:
+    parts = [data.space.subject or "subject", model, trunk.config.name, recipe.name, str(seed)]
+    return Path("brainfast-runs") / re.sub(r"[^\w.-]+", "_", "-".join(parts))
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise BrainfastError("device", expected="auto, cpu or cuda", got=repr(device)) from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise BrainfastError(
+            "device", expected="a GPU that torch can use", got="none", remedy="use --device cpu"
+        )
+    return place

@@ -1,0 +1,295 @@
+"""Which vertex of which mesh every column of a response is, and which regions it lies in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import BrainfastError
+from .files import hash_arrays
+
+Indices: TypeAlias = npt.NDArray[np.int64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+SpaceName: TypeAlias = Literal["fsaverage", "fsaverage5", "custom"]
+Hemisphere: TypeAlias = Literal["lh", "rh"]
+Selection: TypeAlias = str | Sequence[str] | Sequence[int] | npt.NDArray[Any] | None
+
+HEMISPHERES: tuple[Hemisphere, Hemisphere] = ("lh", "rh")
+
+# Vertices of one hemisphere's mesh; fsaverage5's are the first of fsaverage's.
+MESH_VERTICES: dict[str, int] = {"fsaverage": 163842, "fsaverage5": 10242}
+
+# Regions of the Algonauts 2023 challenge, atlas by atlas, as its mappings spell them.
+ATLASES: dict[str, tuple[str, ...]] = {
+    "prf-visualrois": ("V1v", "V1d", "V2v", "V2d", "V3v", "V3d", "hV4"),
+    "floc-bodies": ("EBA", "FBA-1", "FBA-2", "mTL-bodies"),
+    "floc-faces": ("OFA", "FFA-1", "FFA-2", "mTL-faces", "aTL-faces"),
+    "floc-places": ("OPA", "PPA", "RSC"),
+    "floc-words": ("OWFA", "VWFA-1", "VWFA-2", "mfs-words", "mTL-words"),
+    "streams": (
+        "early",
+        "midventral",
+        "midlateral",
+        "midparietal",
+        "ventral",
+        "lateral",
+        "parietal",
+    ),
+}
+
+UNIONS: dict[str, tuple[str, ...]] = {
+    "V1": ("V1v", "V1d"),
+    "V2": ("V2v", "V2d"),
+    "V3": ("V3v", "V3d"),
+    "FBA": ("FBA-1", "FBA-2"),
+    "FFA": ("FFA-1", "FFA-2"),
+    "VWFA": ("VWFA-1", "VWFA-2"),
+}
+
+ALIASES: dict[str, str] = {"OVWFA": "OWFA", "V4": "hV4"}
+
+
+@dataclass(frozen=True, eq=False)
+class VertexSpace:
+    """The V vertices of a response: all of the left hemisphere, then all of the right.
+
+    name: the mesh that `lh` and `rh` index; "custom" where there is none to draw on
+    lh, rh: vertex of the left and right mesh, int64 [V_lh], [V_rh], strictly increasing
+    rois: region name -> bool [V]; a region without a vertex is left out
+    subject: whose vertices these are, if anybody's
+
+    Raises BrainfastError where indices or masks do not fit the mesh or each other.
+    """
+
+    name: SpaceName
+    lh: Indices
+    rh: Indices
+    rois: Mapping[str, Mask] = field(default_factory=dict)
+    subject: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(SpaceName):
+            raise BrainfastError(
+                "vertex space", expected="fsaverage, fsaverage5 or custom", got=repr(self.name)
+            )
+        for side in HEMISPHERES:
+            object.__setattr__(self, side, _mesh_indices(getattr(self, side), side, self.name))
+        masks = {name: _roi_mask(name, mask, self.V) for name, mask in self.rois.items()}
+        lowered = [name.lower() for name in masks]
+        if len(set(lowered)) < len(lowered):
+            raise BrainfastError(
+                "rois", expected="names that differ in more than case", got=", ".join(masks)
+            )
+        present = {name: mask for name, mask in masks.items() if mask.any()}
+        object.__setattr__(self, "rois", MappingProxyType(present))
+
+    @property
+    def V(self) -> int:
+        """How many vertices."""
+        return self.lh.size + self.rh.size
+
+    @property
+    def lh_slice(self) -> slice:
+        """Columns of the left hemisphere."""
+        return slice(0, self.lh.size)
+
+    @property
+    def rh_slice(self) -> slice:
+        """Columns of the right hemisphere."""
+        return slice(self.lh.size, self.V)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, VertexSpace) and self.hash() == other.hash()
+
+    def __hash__(self) -> int:
+        return hash(self.hash())
+
+    def hash(self) -> str:
+        """SHA-256 of the mesh's name and the vertices; regions and subject are labels on them."""
+        return hash_arrays({"lh": self.lh, "rh": self.rh, "name." + self.name: np.zeros(0)})
+
+    def roi_names(self) -> list[str]:
+        """Regions that are here, unions before their parts, in the order of the tables."""
+        known = [name for atlas in ATLASES.values() for name in atlas]
+        whole = {part.lower(): union for union, parts in UNIONS.items() for part in parts}
+        names: list[str] = []
+        for name in [*known, *self.rois]:
+            if name in self.rois:
+                names += [whole.get(name.lower(), name), name]
+        return list(dict.fromkeys(names))
+
+    def roi(self, name: str) -> Indices:
+        """Columns of one region, int64 [n], increasing.
+
+        Case does not matter. "lh.FFA" and "rh.FFA" keep one hemisphere, "all", "lh" and "rh" are
+        whole; unions (V1 V2 V3 FBA FFA VWFA) join those of their parts that the subject has, and
+        aliases (V4, OVWFA) work. An absent region is a BrainfastError that lists what is here.
+        """
+        if not isinstance(name, str):
+            raise BrainfastError("ROI", expected="a name", got=repr(name))
+        wanted = name.strip().lower()
+        side, _, rest = wanted.partition(".")
+        if side not in HEMISPHERES:
+            side, rest = "", wanted
+        mask = self._mask(rest or "all")
+        if side == "lh":
+            mask[self.rh_slice] = False
+        elif side == "rh":
+            mask[self.lh_slice] = False
+        if not mask.any() and rest != "all":
+            raise self._absent(name)
+        return np.flatnonzero(mask).astype(np.int64)
+
+    def _mask(self, wanted: str) -> Mask:
+        """Mask of a lower-case region name; empty where it is absent."""
+        if wanted == "all":
+            return np.ones(self.V, dtype=bool)
+        own = {name.lower(): mask for name, mask in self.rois.items()}
+        aliases = {alias.lower(): name.lower() for alias, name in ALIASES.items()}
+        unions = {name.lower(): parts for name, parts in UNIONS.items()}
+        if wanted not in own:
+            wanted = aliases.get(wanted, wanted)
+        parts = (wanted,) if wanted in own else unions.get(wanted, ())
+        mask = np.zeros(self.V, dtype=bool)
+        for part in parts:
+            mask |= own.get(part.lower(), False)
+        return mask
+
+    def _absent(self, name: str) -> BrainfastError:
+        have = ", ".join(self.roi_names()) or "no region at all"
+        return BrainfastError(
+            "ROI",
+            expected=f"a region that {self.subject or 'this subject'} has ({have})",
+            got=repr(name),
+            remedy="choose one of those, with lh. or rh. before it for one hemisphere",
+        )
+
+    def select(self, what: Selection = None) -> Indices:
+        """Columns chosen by region names, indices or a mask, int64, increasing, each once.
+
+        what: a name or names (their union), integer indices, a bool mask [V], or None for all
+        """
+        if what is None:
+            return np.arange(self.V, dtype=np.int64)
+        names = [what] if isinstance(what, str) else what
+        if len(names) and all(isinstance(item, str) for item in names):
+            chosen = [self.roi(cast(str, item)) for item in names]
+            return np.unique(np.concatenate(chosen))
+        return self._numbers(np.asarray(what))
+
+    def _numbers(self, what: npt.NDArray[Any]) -> Indices:
+        if what.dtype == bool and what.shape == (self.V,):
+            return np.flatnonzero(what).astype(np.int64)
+        whole = what.ndim == 1 and (what.dtype.kind in "iu" or what.size == 0)
+        if not whole or (what.size and not (what.min() >= 0 and what.max() < self.V)):
+            raise BrainfastError(
+                "vertices",
+                expected=f"region names, indices from 0 to {self.V - 1} or a mask [{self.V}]",
+                got=_describe(what),
+            )
+        return np.unique(what.astype(np.int64))
+
+    def take(
+        self,
+        indices: npt.NDArray[Any],  # [n]
+    ) -> VertexSpace:
+        """The subset of these columns, in this order, which must be increasing as `select` gives.
+
+        Regions that lose all of their vertices are gone from the subset.
+        """
+        indices = np.asarray(indices)
+        chosen = self._numbers(indices)
+        if indices.dtype != bool and not np.array_equal(chosen, indices):
+            raise BrainfastError(
+                "vertices", expected="increasing indices, each once", got="another order"
+            )
+        left = chosen < self.lh.size
+        return replace(
+            self,
+            lh=self.lh[chosen[left]],
+            rh=self.rh[chosen[~left] - self.lh.size],
+            rois={name: mask[chosen] for name, mask in self.rois.items()},
+        )
+
+    def to_arrays(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """Arrays for a safetensors file (lh, rh int64; rois uint8 [R,V]) and the JSON beside."""
+        masks = np.zeros((len(self.rois), self.V), dtype=np.uint8)
+        for row, mask in enumerate(self.rois.values()):
+            masks[row] = mask
+        about = {
+            "name": self.name,
+            "subject": self.subject,
+            "rois": list(self.rois),
+            "hash": self.hash(),
+        }
+        return {"lh": self.lh, "rh": self.rh, "rois": masks}, about
+
+    @staticmethod
+    def from_arrays(
+        arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]
+    ) -> VertexSpace:
+        """Read back what `to_arrays` gave; arrays and JSON that do not agree are an error."""
+        try:
+            names = [str(name) for name in about["rois"]]
+            masks = arrays["rois"]
+            V = len(arrays["lh"]) + len(arrays["rh"])
+            agree = masks.shape == (len(names), V)
+            expected_hash, subject = about["hash"], about["subject"]
+            name = cast(SpaceName, about["name"])
+        except (KeyError, TypeError) as error:
+            raise _unreadable(f"nothing usable under {error}") from error
+        if not agree or not isinstance(subject, str | None):
+            raise _unreadable(f"masks {list(masks.shape)} for {len(names)} regions, {V} vertices")
+        rois = {name: mask.astype(bool) for name, mask in zip(names, masks, strict=True)}
+        space = VertexSpace(name, arrays["lh"], arrays["rh"], rois, subject)
+        if space.hash() != expected_hash:
+            raise _unreadable("vertices whose hash differs")
+        return space
+
+
+def _unreadable(got: str) -> BrainfastError:
+    return BrainfastError(
+        "vertex space",
+        expected="arrays lh, rh, rois and their description, as saved",
+        got=got,
+        remedy="copy or save it again",
+    )
+
+
+def _mesh_indices(value: npt.ArrayLike, side: str, name: str) -> Indices:
+    given = np.asarray(value)
+    if given.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    largest = MESH_VERTICES.get(name, np.iinfo(np.int64).max)
+    good = given.ndim == 1 and given.dtype.kind in "iu"
+    good = good and int(given.min()) >= 0 and int(given.max()) < largest
+    if not good or (np.diff(given.astype(np.int64)) <= 0).any():
+        limit = f" below {largest}" if name in MESH_VERTICES else ""
+        raise BrainfastError(
+            f"vertex space {side}",
+            expected=f"increasing integer indices [V_{side}] into {name}{limit}",
+            got=_describe(given),
+        )
+    indices = given.astype(np.int64)
+    indices.setflags(write=False)
+    return indices
+
+
+def _roi_mask(name: str, value: npt.ArrayLike, V: int) -> Mask:
+    mask = np.array(value)
+    if mask.dtype != bool or mask.shape != (V,):
+        raise BrainfastError(f"ROI {name}", expected=f"a bool mask [{V}]", got=_describe(mask))
+    mask.setflags(write=False)
+    return mask
+
+
+def _describe(array: npt.NDArray[Any]) -> str:
+    span = ""
+    if array.size and array.dtype.kind in "iuf":
+        span = f" from {array.min()} to {array.max()}"
+    return f"{array.dtype} {list(array.shape)}{span}"

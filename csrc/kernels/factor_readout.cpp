@@ -1,0 +1,271 @@
+#include "factor_readout.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <type_traits>
+
+#include "../runtime/aligned_buffer.h"
+#include "../runtime/thread_pool.h"
+#include "factor_readout_layout.h"
+
+namespace brainfast {
+namespace {
+
+constexpr std::int64_t kLine = 16;  // elements that keep the scratch of two threads apart
+
+template <class T>
+const ReadoutKernels<T>& kernels_of(Isa isa) {
+  if constexpr (std::is_same_v<T, double>) {
+    return readout_kernels_portable_double();
+  } else {
+#if defined(BRAINFAST_X86_KERNELS)
+    if (isa == Isa::avx512) return readout_kernels_avx512();
+    if (isa == Isa::avx2) return readout_kernels_avx2();
+#endif
+    return readout_kernels_portable();
+  }
+}
+
+// Memory of one call, kept for the next.
+template <class T>
+struct Scratch {
+  AlignedBuffer<T> tokens;
+  AlignedBuffer<T> work;
+};
+
+// A few scratches that threads take and put back without a lock, so that a fork in between is safe.
+class ScratchShelf {
+ public:
+  ~ScratchShelf() {
+    for (auto& slot : slots_) delete slot.load();
+  }
+
+  std::unique_ptr<Scratch<float>> take() {
+    for (auto& slot : slots_) {
+      if (Scratch<float>* found = slot.exchange(nullptr)) {
+        return std::unique_ptr<Scratch<float>>(found);
+      }
+    }
+    return std::make_unique<Scratch<float>>();
+  }
+
+  void put(std::unique_ptr<Scratch<float>> scratch) {
+    for (auto& slot : slots_) {
+      Scratch<float>* empty = nullptr;
+      if (slot.compare_exchange_strong(empty, scratch.get())) {
+        scratch.release();
+        return;
+      }
+    }
+  }
+
+ private:
+  std::array<std::atomic<Scratch<float>*>, 8> slots_{};
+};
+
+template <class T>
+void pack_tokens(const ReadoutLayout<T>& layout, const ReadoutTokens<T>& tokens, T* packed,
+                 ThreadPool& pool) {
+  constexpr std::int64_t kChannels = 32;
+  const ReadoutView<T>& view = layout.view();
+  const std::int64_t parts = (view.channels + kChannels - 1) / kChannels;
+  const std::int64_t rows = view.layers * view.channels;
+  pool.run(tokens.images * parts, [&](std::int64_t task, int) {
+    const std::int64_t image = task / parts, begin = task % parts * kChannels;
+    layout.kernels().pack_tokens(view, tokens.local + image * rows * view.pixels,
+                                 tokens.global + image * rows, begin,
+                                 std::min(begin + kChannels, view.channels),
+                                 packed + image * view.image_stride);
+  });
+}
+
+template <class T>
+void run_forward(const ReadoutLayout<T>& layout, const ReadoutTokens<T>& tokens,
+                 Scratch<T>& scratch, T* output, ThreadPool& pool) {
+  constexpr std::int64_t kCacheElements = 1 << 16;  // of tokens that a cell reads from
+  const ReadoutView<T>& view = layout.view();
+  if (tokens.images == 0 || view.vertices == 0) return;
+  scratch.tokens.reserve(tokens.images * view.image_stride);
+  pack_tokens(layout, tokens, scratch.tokens.data(), pool);
+  const std::int64_t size = layout.kernels().forward_scratch(view) + kLine;
+  scratch.work.reserve(size * pool.size());
+  // Weights that are packed on the way are packed once a unit, so then all images go together.
+  const std::int64_t fitting = std::max<std::int64_t>(kCacheElements / (5 * view.pixel_stride), 1);
+  const std::int64_t block = view.packed_weight ? fitting : tokens.images;
+  const std::int64_t blocks = (tokens.images + block - 1) / block;
+  const auto units = static_cast<std::int64_t>(layout.units().size());
+  pool.run(units * blocks, [&](std::int64_t task, int participant) {
+    const std::int64_t begin = task / units * block;
+    layout.kernels().forward(view, layout.units()[task % units], begin,
+                             std::min(begin + block, tokens.images), scratch.tokens.data(), output,
+                             scratch.work.data() + participant * size);
+  });
+}
+
+// Token gradients of every image. A task is an image and a slice of its channels; how wide the
+// slices are changes no sum, so it may follow the number of threads.
+template <class T>
+void run_token_gradients(const ReadoutLayout<T>& layout, std::int64_t images, const T* grad_output,
+                         T* local, T* global, Scratch<T>& scratch, ThreadPool& pool) {
+  const ReadoutView<T>& view = layout.view();
+  if (images == 0) return;
+  std::int64_t width = 8 * view.lanes;
+  while (width > 2 * view.lanes &&
+         images * ((view.channels + width - 1) / width) < 4 * pool.size()) {
+    width /= 2;
+  }
+  const std::int64_t slices = (view.channels + width - 1) / width;
+  const std::int64_t size = layout.kernels().token_scratch(view, width) + kLine;
+  scratch.work.reserve(size * pool.size());
+  const std::int64_t rows = view.layers * view.channels;
+  pool.run(images * slices, [&](std::int64_t task, int participant) {
+    const std::int64_t image = task / slices, begin = task % slices * width;
+    ReadoutTokenTask<T> work{};
+    work.channel_begin = begin;
+    work.channel_end = std::min(begin + width, view.channels);
+    work.grad_output = grad_output + image * view.vertices;
+    work.local = local ? local + image * rows * view.pixels : nullptr;
+    work.global = global ? global + image * rows : nullptr;
+    work.scratch = scratch.work.data() + participant * size;
+    layout.kernels().token_gradients(view, work);
+  });
+}
+
+template <class T>
+void run_vertex_gradients(const ReadoutLayout<T>& layout, const ReadoutTokens<T>& tokens,
+                          const T* grad_output, const ReadoutGradients<T>& gradients,
+                          Scratch<T>& scratch, ThreadPool& pool) {
+  const ReadoutView<T>& view = layout.view();
+  scratch.tokens.reserve(tokens.images * view.image_stride);
+  pack_tokens(layout, tokens, scratch.tokens.data(), pool);
+  const std::int64_t size = layout.kernels().vertex_scratch(view, tokens.images) + kLine;
+  scratch.work.reserve(size * pool.size());
+  pool.run(static_cast<std::int64_t>(layout.units().size()),
+           [&](std::int64_t unit, int participant) {
+             ReadoutVertexTask<T> work{};
+             work.images = tokens.images;
+             work.tokens = scratch.tokens.data();
+             work.grad_output = grad_output;
+             work.space = gradients.space;
+             work.layer = gradients.layer;
+             work.scale = gradients.scale;
+             work.weight = gradients.weight;
+             work.scratch = scratch.work.data() + participant * size;
+             layout.kernels().vertex_gradients(view, layout.units()[unit], work);
+           });
+}
+
+template <class T>
+void sum_images(const T* grad_output, std::int64_t images, std::int64_t vertices, T* grad_bias) {
+  std::fill_n(grad_bias, vertices, T(0));
+  for (std::int64_t image = 0; image < images; ++image) {
+    for (std::int64_t v = 0; v < vertices; ++v) grad_bias[v] += grad_output[image * vertices + v];
+  }
+}
+
+}  // namespace
+
+template <class T>
+void factor_readout_forward(const ReadoutShape& shape, const ReadoutParameters<T>& parameters,
+                            const ReadoutTokens<T>& tokens, T* output, Isa isa) {
+  const auto pool = shared_pool();
+  const ReadoutLayout<T> layout(shape, parameters, kernels_of<T>(isa), *pool);
+  Scratch<T> scratch;
+  run_forward(layout, tokens, scratch, output, *pool);
+}
+
+template <class T>
+void factor_readout_backward(const ReadoutShape& shape, const ReadoutParameters<T>& parameters,
+                             const ReadoutTokens<T>& tokens, const T* grad_output,
+                             const ReadoutGradients<T>& gradients, Isa isa) {
+  const auto pool = shared_pool();
+  if (gradients.bias) sum_images(grad_output, tokens.images, shape.vertices, gradients.bias);
+  if (!gradients.local && !gradients.global && !gradients.space && !gradients.layer &&
+      !gradients.scale && !gradients.weight) {
+    return;
+  }
+  const ReadoutLayout<T> layout(shape, parameters, kernels_of<T>(isa), *pool);
+  Scratch<T> scratch;
+  if (gradients.space || gradients.layer || gradients.scale || gradients.weight) {
+    run_vertex_gradients(layout, tokens, grad_output, gradients, scratch, *pool);
+  }
+  if (gradients.local || gradients.global) {
+    run_token_gradients(layout, tokens.images, grad_output, gradients.local, gradients.global,
+                        scratch, *pool);
+  }
+}
+
+template void factor_readout_forward(const ReadoutShape&, const ReadoutParameters<float>&,
+                                     const ReadoutTokens<float>&, float*, Isa);
+template void factor_readout_forward(const ReadoutShape&, const ReadoutParameters<double>&,
+                                     const ReadoutTokens<double>&, double*, Isa);
+template void factor_readout_backward(const ReadoutShape&, const ReadoutParameters<float>&,
+                                      const ReadoutTokens<float>&, const float*,
+                                      const ReadoutGradients<float>&, Isa);
+template void factor_readout_backward(const ReadoutShape&, const ReadoutParameters<double>&,
+                                      const ReadoutTokens<double>&, const double*,
+                                      const ReadoutGradients<double>&, Isa);
+
+struct FactorReadoutPlan::State {
+  State(const ReadoutShape& given, const ReadoutParameters<float>& parameters, Isa chosen,
+        ThreadPool& pool)
+      : shape(given), isa(chosen), layout(given, parameters, kernels_of<float>(chosen), pool) {
+    layout.pack_weight(pool);
+  }
+
+  ReadoutShape shape;
+  Isa isa;
+  ReadoutLayout<float> layout;
+  ScratchShelf shelf;
+};
+
+FactorReadoutPlan::FactorReadoutPlan(const ReadoutShape& shape,
+                                     const ReadoutParameters<float>& parameters, Isa isa)
+    : state_(std::make_unique<State>(shape, parameters, isa, *shared_pool())) {}
+
+FactorReadoutPlan::~FactorReadoutPlan() = default;
+
+void FactorReadoutPlan::run(const ReadoutTokens<float>& tokens, float* output) const {
+  const auto pool = shared_pool();
+  auto scratch = state_->shelf.take();
+  run_forward(state_->layout, tokens, *scratch, output, *pool);
+  state_->shelf.put(std::move(scratch));
+}
+
+void FactorReadoutPlan::adjoint(std::int64_t objectives, const float* grad_output, float* local,
+                                float* global) const {
+  const auto pool = shared_pool();
+  auto scratch = state_->shelf.take();
+  run_token_gradients(state_->layout, objectives, grad_output, local, global, *scratch, *pool);
+  state_->shelf.put(std::move(scratch));
+}
+
+const ReadoutShape& FactorReadoutPlan::shape() const { return state_->shape; }
+Isa FactorReadoutPlan::isa() const { return state_->isa; }
+std::int64_t FactorReadoutPlan::bytes() const { return state_->layout.bytes(); }
+
+std::int64_t FactorReadoutPlan::flops_per_image() const {
+  return 2 * state_->layout.corners() * state_->shape.layers * state_->shape.channels;
+}
+
+double fma_ceiling(Isa isa, double seconds) {
+  using Clock = std::chrono::steady_clock;
+  const auto pool = shared_pool();
+  const ReadoutKernels<float>& kernels = kernels_of<float>(isa);
+  std::atomic<std::int64_t> operations{0};
+  const auto begin = Clock::now();
+  const auto end = begin + std::chrono::duration<double>(seconds);
+  pool->run(pool->size(), [&](std::int64_t, int) {
+    alignas(64) float sink[2 * 16];
+    while (Clock::now() < end) {
+      std::fill_n(sink, 2 * 16, 0.5f);
+      operations += kernels.fma_loop(20000, sink);
+    }
+  });
+  const std::chrono::duration<double> taken = Clock::now() - begin;
+  return static_cast<double>(operations) / taken.count() * 1e-9;
+}
+
+}  // namespace brainfast

@@ -1,0 +1,276 @@
+// The readout's kernels, written once over vectors of `lanes` vertices. Each instruction-set object
+// compiles its own copy, in its own namespace (BRAINFAST_ISA_NAMESPACE), with its own flags.
+#pragma once
+
+#include <cstdint>
+
+#include "factor_readout_kernels.h"
+
+#ifndef BRAINFAST_ISA_NAMESPACE
+#error "name the namespace of this instruction set first"
+#endif
+
+#define BRAINFAST_INLINE inline __attribute__((always_inline))
+#if defined(__clang__)
+#define BRAINFAST_UNROLL _Pragma("unroll")
+#else
+#define BRAINFAST_UNROLL _Pragma("GCC unroll 64")
+#endif
+
+namespace brainfast::BRAINFAST_ISA_NAMESPACE {
+
+using std::int64_t;
+
+template <class T, int lanes, int registers, int max_rows>
+struct Machine {
+  using Scalar = T;
+  static constexpr int kLanes = lanes;
+  static constexpr int kMaxRows = max_rows;
+  typedef T Vector __attribute__((vector_size(lanes * sizeof(T)), may_alias));
+  typedef T Loose __attribute__((vector_size(lanes * sizeof(T)), aligned(sizeof(T)), may_alias));
+
+  // Few rows leave registers for four columns, which hides the latency of the multiply-adds.
+  static constexpr int columns(int rows) { return 5 * rows + 4 <= registers ? 4 : 2; }
+};
+
+template <class M>
+BRAINFAST_INLINE typename M::Vector load(const typename M::Scalar* from) {
+  return *reinterpret_cast<const typename M::Vector*>(from);
+}
+
+template <class M>
+BRAINFAST_INLINE void store(typename M::Scalar* to, typename M::Vector value) {
+  *reinterpret_cast<typename M::Vector*>(to) = value;
+}
+
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// Calls f(Count<n>) for a run-time n in 1..N.
+template <int N, class F>
+BRAINFAST_INLINE void with_count(int64_t n, F&& f) {
+  if (n == N) {
+    f(Count<N>{});
+  } else if constexpr (N > 1) {
+    with_count<N - 1>(n, f);
+  }
+}
+
+BRAINFAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// How the two factors of a product lie in memory, in elements.
+struct Strides {
+  int64_t x_step, x_row;     // x [steps, rows], read one number at a time
+  int64_t w_step, w_column;  // w [steps, columns, lanes]
+};
+
+// sum[r][c] += sum over steps of x[step][r] * w[step][c]: all of the arithmetic happens here.
+template <class M, int Rows, int Columns>
+BRAINFAST_INLINE void multiply(typename M::Vector (&sum)[Rows][Columns],
+                               const typename M::Scalar* x, const typename M::Scalar* w,
+                               const Strides& strides, int64_t steps) {
+  for (int64_t step = 0; step < steps; ++step) {
+    typename M::Vector column[Columns];
+    BRAINFAST_UNROLL
+    for (int c = 0; c < Columns; ++c) column[c] = load<M>(w + c * strides.w_column);
+    BRAINFAST_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      const typename M::Scalar value = x[r * strides.x_row];
+      BRAINFAST_UNROLL
+      for (int c = 0; c < Columns; ++c) sum[r][c] += column[c] * value;
+    }
+    x += strides.x_step;
+    w += strides.w_step;
+  }
+}
+
+// ---- packing
+
+template <class M, int Rows>
+void pack_tokens_rows(const ReadoutView<typename M::Scalar>& view, const typename M::Scalar* local,
+                      const typename M::Scalar* global, int64_t channel_begin, int64_t channel_end,
+                      typename M::Scalar* packed) {
+  using T = typename M::Scalar;
+  constexpr int64_t kTile = 16;
+  const int64_t layer_stride = view.channels * view.pixels;
+  for (int64_t block = 0; block < view.blocks; ++block) {
+    const int64_t layers = smaller(Rows, view.layers - block * Rows);
+    for (int64_t d = channel_begin; d < channel_end; ++d) {
+      T* const to = packed + (block * view.channels + d) * Rows;
+      const T* const from = local + block * Rows * layer_stride + d * view.pixels;
+      for (int64_t begin = 0; begin < view.pixels; begin += kTile) {
+        const int64_t count = smaller(kTile, view.pixels - begin);
+        T tile[Rows][kTile] = {};
+        for (int64_t r = 0; r < layers; ++r) {
+          const T* const row = from + r * layer_stride + begin;
+          for (int64_t p = 0; p < count; ++p) tile[r][p] = row[p];
+        }
+        for (int64_t p = 0; p < count; ++p) {
+          T* const pixel = to + (begin + p) * view.pixel_stride;
+          BRAINFAST_UNROLL
+          for (int r = 0; r < Rows; ++r) pixel[r] = tile[r][p];
+        }
+      }
+      T* const last = to + view.pixels * view.pixel_stride;
+      for (int64_t r = 0; r < Rows; ++r) {
+        last[r] = r < layers ? global[(block * Rows + r) * view.channels + d] : T(0);
+      }
+    }
+  }
+}
+
+template <class M>
+void pack_tokens(const ReadoutView<typename M::Scalar>& view, const typename M::Scalar* local,
+                 const typename M::Scalar* global, int64_t channel_begin, int64_t channel_end,
+                 typename M::Scalar* packed) {
+  with_count<M::kMaxRows>(view.rows, [&](auto rows) {
+    pack_tokens_rows<M, rows.value>(view, local, global, channel_begin, channel_end, packed);
+  });
+}
+
+template <class M>
+void pack_weight(const ReadoutView<typename M::Scalar>& view, int64_t group,
+                 const typename M::Scalar* weight, typename M::Scalar* packed) {
+  using T = typename M::Scalar;
+  const T mean = T(1) / static_cast<T>(view.channels);
+  for (int lane = 0; lane < M::kLanes; ++lane) {
+    const int64_t vertex = view.vertex[group * M::kLanes + lane];
+    T* const to = packed + lane;
+    if (vertex < 0) {
+      for (int64_t d = 0; d < view.channels; ++d) to[d * M::kLanes] = T(0);
+    } else {
+      const T* const from = weight + vertex * view.channels;
+      for (int64_t d = 0; d < view.channels; ++d) to[d * M::kLanes] = from[d] * mean;
+    }
+  }
+}
+
+// Weights of `columns` groups as [columns, D, lanes]: packed before, or now into scratch.
+template <class M>
+const typename M::Scalar* group_weights(const ReadoutView<typename M::Scalar>& view, int64_t group,
+                                        int64_t columns, typename M::Scalar* scratch) {
+  const int64_t stride = view.channels * M::kLanes;
+  if (view.packed_weight) return view.packed_weight + group * stride;
+  for (int64_t c = 0; c < columns; ++c) {
+    pack_weight<M>(view, group + c, view.weight, scratch + c * stride);
+  }
+  return scratch;
+}
+
+// Vertices of a group that are not padding; they come first.
+template <class M>
+BRAINFAST_INLINE int64_t filled_lanes(const ReadoutCell& cell, int64_t group) {
+  return smaller(M::kLanes, cell.vertex_count - (group - cell.group_begin) * M::kLanes);
+}
+
+// ---- forward
+
+// mixed[c] += sum_l layer[c][l] (weight[c] . x[l]) for a block of layers. A function of its own, so
+// that nothing but the sums is alive in the loop that needs nearly every register.
+template <class M, int Rows, int Columns>
+__attribute__((noinline)) void mix_layers(const typename M::Scalar* x,
+                                          const typename M::Scalar* weight, int64_t channels,
+                                          const typename M::Scalar* layer, int64_t layer_stride,
+                                          typename M::Vector* mixed) {
+  typename M::Vector sum[Rows][Columns] = {};
+  multiply<M, Rows, Columns>(sum, x, weight, {Rows, 1, M::kLanes, channels * M::kLanes}, channels);
+  BRAINFAST_UNROLL
+  for (int c = 0; c < Columns; ++c) {
+    typename M::Vector total = mixed[c];
+    BRAINFAST_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      total += sum[r][c] * load<M>(layer + c * layer_stride + r * M::kLanes);
+    }
+    mixed[c] = total;
+  }
+}
+
+template <class M, int Rows, int Columns>
+void forward_groups(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
+                    int64_t group, const typename M::Scalar* weight, int64_t image_begin,
+                    int64_t image_end, const typename M::Scalar* tokens,
+                    typename M::Scalar* output) {
+  using T = typename M::Scalar;
+  using Vector = typename M::Vector;
+  const int64_t layer_stride = view.blocks * Rows * M::kLanes;
+  const T* const layer = view.layer + group * layer_stride;
+  const T* const corner = view.corner + group * 5 * M::kLanes;
+  for (int64_t image = image_begin; image < image_end; ++image) {
+    Vector answer[Columns];
+    for (int c = 0; c < Columns; ++c) answer[c] = load<M>(view.bias + (group + c) * M::kLanes);
+    for (int slot = 0; slot < cell.slots; ++slot) {
+      const T* x = tokens + image * view.image_stride + cell.pixel[slot] * view.pixel_stride;
+      Vector mixed[Columns] = {};
+      for (int64_t block = 0; block < view.blocks; ++block, x += view.channels * Rows) {
+        mix_layers<M, Rows, Columns>(x, weight, view.channels, layer + block * Rows * M::kLanes,
+                                     layer_stride, mixed);
+      }
+      for (int c = 0; c < Columns; ++c) {
+        answer[c] += mixed[c] * load<M>(corner + (c * 5 + slot) * M::kLanes);
+      }
+    }
+    T* const row = output + image * view.vertices;
+    for (int c = 0; c < Columns; ++c) {
+      const std::int32_t* const vertex = view.vertex + (group + c) * M::kLanes;
+      const int64_t filled = filled_lanes<M>(cell, group + c);
+      for (int64_t lane = 0; lane < filled; ++lane) row[vertex[lane]] = answer[c][lane];
+    }
+  }
+}
+
+template <class M>
+int64_t forward_scratch(const ReadoutView<typename M::Scalar>& view) {
+  return view.packed_weight ? 0 : M::columns(static_cast<int>(view.rows)) * view.channels * M::kLanes;
+}
+
+template <class M>
+void forward(const ReadoutView<typename M::Scalar>& view, const ReadoutUnit& unit,
+             int64_t image_begin, int64_t image_end, const typename M::Scalar* tokens,
+             typename M::Scalar* output, typename M::Scalar* scratch) {
+  const ReadoutCell& cell = view.cells[unit.cell];
+  with_count<M::kMaxRows>(view.rows, [&](auto rows) {
+    constexpr int kRows = rows.value;
+    constexpr int kColumns = M::columns(kRows);
+    for (int64_t group = unit.group_begin; group < unit.group_end;) {
+      const int64_t left = unit.group_end - group;
+      const int64_t columns = left >= kColumns ? kColumns : left >= 2 ? 2 : 1;
+      const auto* weight = group_weights<M>(view, group, columns, scratch);
+      if (columns == 4) {
+        if constexpr (kColumns == 4) {
+          forward_groups<M, kRows, 4>(view, cell, group, weight, image_begin, image_end, tokens,
+                                      output);
+        }
+      } else if (columns == 2) {
+        forward_groups<M, kRows, 2>(view, cell, group, weight, image_begin, image_end, tokens,
+                                    output);
+      } else {
+        forward_groups<M, kRows, 1>(view, cell, group, weight, image_begin, image_end, tokens,
+                                    output);
+      }
+      group += columns;
+    }
+  });
+}
+
+// ---- ceiling
+
+template <class M>
+int64_t fma_loop(int64_t iterations, typename M::Scalar* sink) {
+  using Vector = typename M::Vector;
+  constexpr int kChains = 2 * M::kMaxRows;
+  const Vector factor = load<M>(sink), term = load<M>(sink + M::kLanes);
+  Vector sum[kChains];  // of different numbers, or a compiler would keep only one
+  for (int chain = 0; chain < kChains; ++chain) sum[chain] = factor * typename M::Scalar(chain);
+  for (int64_t i = 0; i < iterations; ++i) {
+    BRAINFAST_UNROLL
+    for (int chain = 0; chain < kChains; ++chain) sum[chain] = sum[chain] * factor + term;
+  }
+  Vector total = {};
+  for (int chain = 0; chain < kChains; ++chain) total += sum[chain];
+  store<M>(sink, total);
+  return iterations * kChains * M::kLanes * 2;
+}
+
+}  // namespace brainfast::BRAINFAST_ISA_NAMESPACE

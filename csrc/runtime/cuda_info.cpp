@@ -1,0 +1,11 @@
+#include "cuda_info.h"
+
+namespace brainfast {
+
+CudaInfo cuda_info() {
+  CudaInfo info;
+  info.problem = "brainfast was built without CUDA";
+  return info;
+}
+
+}  // namespace brainfast
