@@ -62,3 +62,4 @@ def _package_path() -> list[str]:
     return list(installed.submodule_search_locations)
 
 
+__path__ = _package_path()

@@ -48,6 +48,7 @@ def layer_map(
     layers: Sequence[object] | None = None,
     rois: Sequence[str] | None = None,
     title: str = "",
+    height: float = 6.0,
 ) -> Figure:
     """Hue = argmax_l of the layer selector, brightness = its confidence, on the flat cortex.
 
@@ -57,12 +58,13 @@ def layer_map(
     layers: what the L layers are called in the key, 1 to L by default
     rois: regions to outline; by default the well-known ones that the space has
     path: .png (200 dpi), .pdf or .svg to write as well
+    height: inches of a hemisphere, 3 or more; small ones for figures that are shown small
 
     Raises BrainfastError for weights that are no distribution and for a space without a mesh.
     """
     weights = _layer_weights(layer, space)
     labels = _layer_labels(layers, weights.shape[1])
-    sheet = Sheet.plan(space, path, rois, title)
+    sheet = Sheet.plan(space, path, rois, title, height=height)
     sheet.draw(_layer_painter(weights, space))
     width = min(sheet.cell - 1.2, 0.6 + 0.36 * len(labels))
     layer_key(sheet.key(0, width, 0.5), labels)
@@ -79,6 +81,7 @@ def value_map(
     limits: Limits | None = None,
     rois: Sequence[str] | None = None,
     title: str = "",
+    height: float = 6.0,
 ) -> Figure:
     """One number a vertex in colour on both hemispheres, in one scale; NaN shows the bare cortex.
 
@@ -87,11 +90,11 @@ def value_map(
     cmap: a matplotlib colour map; by default "inferno", or "RdBu_r" where zero is the middle
     label: what is shown, and its unit; the colour bar adds how the range was chosen
 
-    `rois`, `path` and errors as in `layer_map`.
+    `rois`, `path`, `height` and errors as in `layer_map`.
     """
     numbers = _numbers("values", values, (space.V,))
     scale = Scale.choose(numbers, cmap, limits)
-    sheet = Sheet.plan(space, path, rois, title, foot=1.1)
+    sheet = Sheet.plan(space, path, rois, title, height=height, foot=1.1)
     sheet.draw(_painter(numbers, space, scale.rgb))
     value_key(sheet.figure, sheet.key(0, 3.2, 0.16), scale, label)
     return sheet.finish()

@@ -106,7 +106,8 @@ def downsample(
     """Bilinear resampling of the local tokens to `grid`, align_corners=False, no antialias.
 
     Smaller grids are up-sampled; global tokens pass through. Numpy and torch arrays give the same
-    numbers to 1e-6 of their scale, and keep their dtype (numpy: float32 or float64). Source: FactorTopy, Listing 1.
+    numbers to 1e-6 of their scale, and keep their dtype (numpy: float32 or float64).
+    Source: FactorTopy, Listing 1.
     """
     if len(grid) != 2 or min(grid) < 1:
         raise BrainfastError("grid", expected="two sides of at least 1", got=str(grid))

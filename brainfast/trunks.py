@@ -6,7 +6,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class Trunk(torch.nn.Module):
         super().__init__()
         self.model = model
         self.config = config
+        self.eval().requires_grad_(False)
 
     @classmethod
     def create(
@@ -91,7 +92,6 @@ class Trunk(torch.nn.Module):
             load_weights(model, state, str(weights))
         if random:
             _scale_blocks(model, name, block_gain)
-        model.eval().requires_grad_(False)
         preprocessing = preprocessing or _timm_preprocessing(model, size)
         shapes = _shapes(model, chosen, size)
         config = TrunkConfig(
@@ -238,11 +238,12 @@ def _make(name: str, size: tuple[int, int], seed: int, *, pretrained: bool) -> A
             remedy="see timm.list_pretrained(), or give a weights file",
         )
     options: dict[str, Any] = {"num_classes": 0}
+    hub = hub_without_waiting() if pretrained else nullcontext()
     try:
         published = timm.get_pretrained_cfg(name)
         if published is not None and published.fixed_input_size:
             options["img_size"] = size
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"), hub_without_waiting():
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"), hub:
             torch.manual_seed(seed)
             return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # hub, network, cache and timm's own: no common base

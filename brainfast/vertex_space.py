@@ -136,7 +136,9 @@ class VertexSpace:
         side, _, rest = wanted.partition(".")
         if side not in HEMISPHERES:
             side, rest = "", wanted
-        mask = self._mask(rest or "all")
+        if side and not rest:
+            rest = "all"
+        mask = self._mask(rest)
         if side == "lh":
             mask[self.rh_slice] = False
         elif side == "rh":

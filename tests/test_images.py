@@ -262,22 +262,20 @@ def test_preprocessing_survives_json():
 def test_batches_keep_order_and_stay_lazy(start):
     images = [photograph(10 + index, 20) for index in range(7)]
 
-    class Lazy:
-        asked: list[int] = []  # noqa: RUF012
-        lock = threading.Lock()
+    asked: list[int] = []
+    lock = threading.Lock()
 
+    class Lazy:
         def __len__(self):
             return len(images)
 
         def __getitem__(self, index):
-            with self.lock:
-                self.asked.append(index)
+            with lock:
+                asked.append(index)
             return images[index]
 
-    lazy = Lazy()
-    Lazy.asked = []
-    batches = list(iter_pixels(lazy, settings(), 3, start=start))
-    assert sorted(Lazy.asked) == list(range(start, 7))
+    batches = list(iter_pixels(Lazy(), settings(), 3, start=start))
+    assert sorted(asked) == list(range(start, 7))
     assert all(len(batch) <= 3 for batch in batches)
     expected = preprocess(images[start:], settings())
     got = np.concatenate([*batches, expected[:0]])

@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
 
 from brainfast.errors import BrainfastError
 from brainfast.tokens import Tokens, downsample
@@ -51,7 +50,7 @@ def test_one_image_keeps_its_axis():
 @pytest.mark.parametrize("target", [(8, 8), (3, 9), (1, 1)])
 def test_downsample_equals_torch_interpolation(grid, target):
     tokens = make(grids=(grid,), channels=(5,))
-    reference = F.interpolate(
+    reference = torch.nn.functional.interpolate(
         torch.from_numpy(tokens.local[0]), target, mode="bilinear", align_corners=False
     )
     for form in (tokens, tokens.map(torch.from_numpy)):

@@ -159,7 +159,7 @@ def test_block_gain_scales_block_matrices_and_nothing_else(name):
 
 def test_trunk_is_frozen_in_eval_mode_and_lets_gradients_reach_the_pixels():
     trunk = random_trunk(layers=(1,))
-    assert not trunk.model.training
+    assert not any(module.training for module in trunk.modules())
     assert not any(parameter.requires_grad for parameter in trunk.parameters())
     pixels = pixels_for(trunk).requires_grad_()
     trunk(pixels).local[0].sum().backward()

@@ -15,7 +15,7 @@ import torch
 from ..analysis.scores import noise_ceiling
 from ..errors import BrainfastError
 from ..files import load_tensors, read_json, save_tensors, write_json
-from ..ops import reference
+from ..ops.reference import factor_readout
 from ..surfaces import mesh
 from ..tokens import Tokens
 from ..vertex_space import HEMISPHERES, VertexSpace
@@ -203,12 +203,14 @@ def _signal(
     bias = torch.zeros(planted.vertices.V)
     local = [_standardise(torch.as_tensor(t), rows, (0, 2, 3)) for t in tokens.local]
     global_ = [_standardise(torch.as_tensor(t), rows, (0,)) for t in tokens.global_]
+    aligned_local = list(zip(matrices, local, strict=True))
+    aligned_global = list(zip(matrices, global_, strict=True))
     parts = []
     for start in range(0, tokens.B, BATCH):
         some = slice(start, start + BATCH)
-        near = [torch.einsum("dc,bchw->bdhw", m, t[some]) for m, t in zip(matrices, local)]
-        whole = [t[some] @ m.T for m, t in zip(matrices, global_)]
-        y = reference.factor_readout(torch.stack(near, 1), torch.stack(whole, 1), *arrays, bias)
+        near = [torch.einsum("dc,bchw->bdhw", m, t[some]) for m, t in aligned_local]
+        whole = [t[some] @ m.T for m, t in aligned_global]
+        y = factor_readout(torch.stack(near, 1), torch.stack(whole, 1), *arrays, bias)
         parts.append(y.double().numpy())
     return np.concatenate(parts)
 

@@ -174,7 +174,7 @@ def edge_graph(
     ends = np.unique(np.sort(ends, axis=1), axis=0)
     length = np.linalg.norm(points[ends[:, 0]] - points[ends[:, 1]], axis=1)
     graph = csr_matrix((length, (ends[:, 0], ends[:, 1])), shape=(len(points),) * 2)
-    return graph + graph.T
+    return csr_matrix(graph + graph.T)
 
 
 def smooth(graph: csr_matrix, values: Floats, steps: int = SMOOTHING) -> Floats:
@@ -227,7 +227,7 @@ def _close(graph: csr_matrix, mask: Mask) -> Mask:
         seeds = np.flatnonzero(those)
         return np.asarray(dijkstra(graph, indices=seeds, min_only=True, limit=GAP) <= GAP)
 
-    return mask | ~near(~near(mask))
+    return np.asarray(mask | ~near(~near(mask)))
 
 
 def _halves(areas: dict[str, Mask], angle: Floats) -> dict[str, Mask]:
@@ -257,7 +257,7 @@ def _properties(areas: dict[str, Mask], distance: dict[str, Floats]) -> Floats:
     """Level and scale [N,2]: those of the early area, else of the nearest disc in its radii."""
     discs = [(DISCS | STREAMS)[name] for name in distance]
     of_disc = np.array([(disc.level, disc.scale) for disc in discs])
-    planted = of_disc[np.argmin(list(distance.values()), axis=0)]
+    planted: Floats = of_disc[np.argmin(list(distance.values()), axis=0)]
     for name, mask in areas.items():
         planted[mask] = EARLY_LEVELS[name], EARLY_SCALE[name]
     return planted

@@ -80,7 +80,7 @@ def write_images(
     chosen = [chosen[i] for i in order] + [(CHALLENGE_SOURCE, "challenge")] * few
     photographs = {name: load_photograph(name) for name in SCENES}
     paths = []
-    for number, (source, split) in enumerate(chosen):
+    for number, (source, _) in enumerate(chosen):
         path = folder / _image_name(number, n_images)
         path.parent.mkdir(parents=True, exist_ok=True)
         stimulus = cut(photographs[source], np.random.default_rng([seed, 2, number]))

@@ -32,6 +32,7 @@ const ReadoutKernels<T>& kernels_of(Isa isa) {
 template <class T>
 struct Scratch {
   AlignedBuffer<T> tokens;
+  AlignedBuffer<T> weight;
   AlignedBuffer<T> work;
 };
 
@@ -120,11 +121,18 @@ void run_token_gradients(const ReadoutLayout<T>& layout, std::int64_t images, co
   const std::int64_t size = layout.kernels().token_scratch(view, width) + kLine;
   scratch.work.reserve(size * pool.size());
   const std::int64_t rows = view.layers * view.channels;
+  const std::int64_t group_size =
+      (view.channels + view.lanes - 1) / view.lanes * view.lanes * view.lanes;
+  scratch.weight.reserve(layout.groups() * group_size);
+  pool.run(layout.groups(), [&](std::int64_t group, int) {
+    layout.kernels().sort_weight(view, group, scratch.weight.data() + group * group_size);
+  });
   pool.run(images * slices, [&](std::int64_t task, int participant) {
     const std::int64_t image = task / slices, begin = task % slices * width;
     ReadoutTokenTask<T> work{};
     work.channel_begin = begin;
     work.channel_end = std::min(begin + width, view.channels);
+    work.sorted_weight = scratch.weight.data();
     work.grad_output = grad_output + image * view.vertices;
     work.local = local ? local + image * rows * view.pixels : nullptr;
     work.global = global ? global + image * rows : nullptr;

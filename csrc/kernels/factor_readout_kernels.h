@@ -62,10 +62,11 @@ struct ReadoutVertexTask {
 // Token gradients of one image, channels channel_begin..channel_end. Null: not wanted.
 template <class T>
 struct ReadoutTokenTask {
-  std::int64_t channel_begin, channel_end;
-  const T* grad_output;  // [V], this image's
-  T* local;              // [L, D, pixels], this image's
-  T* global;             // [L, D], this image's
+  std::int64_t channel_begin, channel_end;  // begin: a multiple of the lanes
+  const T* sorted_weight;  // [G*lanes, D rounded up to lanes], from sort_weight
+  const T* grad_output;    // [V], this image's
+  T* local;                // [L, D, pixels], this image's
+  T* global;               // [L, D], this image's
   T* scratch;
 };
 
@@ -85,6 +86,8 @@ struct ReadoutKernels {
                   std::int64_t image_end, const T* tokens, T* output, T* scratch);
   std::int64_t (*vertex_scratch)(const ReadoutView<T>&, std::int64_t images);
   void (*vertex_gradients)(const ReadoutView<T>&, const ReadoutUnit&, const ReadoutVertexTask<T>&);
+  // Weights over D of one group, packed or not -> [lanes, D rounded up to lanes].
+  void (*sort_weight)(const ReadoutView<T>&, std::int64_t group, T* sorted);
   std::int64_t (*token_scratch)(const ReadoutView<T>&, std::int64_t channels);
   void (*token_gradients)(const ReadoutView<T>&, const ReadoutTokenTask<T>&);
   // Runs fused multiply-adds on registers; returns how many floating-point operations they were.

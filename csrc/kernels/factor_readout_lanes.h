@@ -86,6 +86,32 @@ BRAINFAST_INLINE void multiply(typename M::Vector (&sum)[Rows][Columns],
   }
 }
 
+// Four numbers, at any address.
+template <class T>
+struct Quad {
+  typedef T Loose __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
+};
+
+#if defined(__clang__)
+#define BRAINFAST_SHUFFLE(Mask, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define BRAINFAST_SHUFFLE(Mask, a, b, ...) __builtin_shuffle(a, b, Mask{__VA_ARGS__})
+#endif
+
+// Turns four rows of four numbers into four columns, in place.
+template <class Q>
+BRAINFAST_INLINE void transpose(Q (&row)[4]) {
+  using Mask [[maybe_unused]] = decltype(row[0] == row[0]);
+  const Q low = BRAINFAST_SHUFFLE(Mask, row[0], row[1], 0, 4, 1, 5);
+  const Q high = BRAINFAST_SHUFFLE(Mask, row[0], row[1], 2, 6, 3, 7);
+  const Q low2 = BRAINFAST_SHUFFLE(Mask, row[2], row[3], 0, 4, 1, 5);
+  const Q high2 = BRAINFAST_SHUFFLE(Mask, row[2], row[3], 2, 6, 3, 7);
+  row[0] = BRAINFAST_SHUFFLE(Mask, low, low2, 0, 1, 4, 5);
+  row[1] = BRAINFAST_SHUFFLE(Mask, low, low2, 2, 3, 6, 7);
+  row[2] = BRAINFAST_SHUFFLE(Mask, high, high2, 0, 1, 4, 5);
+  row[3] = BRAINFAST_SHUFFLE(Mask, high, high2, 2, 3, 6, 7);
+}
+
 // ---- packing
 
 template <class M, int Rows>
@@ -102,10 +128,16 @@ void pack_tokens_rows(const ReadoutView<typename M::Scalar>& view, const typenam
       const T* const from = local + block * Rows * layer_stride + d * view.pixels;
       for (int64_t begin = 0; begin < view.pixels; begin += kTile) {
         const int64_t count = smaller(kTile, view.pixels - begin);
-        T tile[Rows][kTile] = {};
-        for (int64_t r = 0; r < layers; ++r) {
+        T tile[Rows][kTile];
+        for (int64_t r = 0; r < Rows; ++r) {
           const T* const row = from + r * layer_stride + begin;
-          for (int64_t p = 0; p < count; ++p) tile[r][p] = row[p];
+          if (r >= layers) {
+            for (int64_t p = 0; p < kTile; ++p) tile[r][p] = T(0);
+          } else if (count == kTile) {
+            for (int64_t p = 0; p < kTile; ++p) tile[r][p] = row[p];
+          } else {
+            for (int64_t p = 0; p < count; ++p) tile[r][p] = row[p];
+          }
         }
         for (int64_t p = 0; p < count; ++p) {
           T* const pixel = to + (begin + p) * view.pixel_stride;
@@ -130,19 +162,30 @@ void pack_tokens(const ReadoutView<typename M::Scalar>& view, const typename M::
   });
 }
 
+// A lane of padding repeats the group's first vertex: nobody reads its answer.
 template <class M>
 void pack_weight(const ReadoutView<typename M::Scalar>& view, int64_t group,
                  const typename M::Scalar* weight, typename M::Scalar* packed) {
   using T = typename M::Scalar;
+  using Loose = typename Quad<T>::Loose;
   const T mean = T(1) / static_cast<T>(view.channels);
-  for (int lane = 0; lane < M::kLanes; ++lane) {
-    const int64_t vertex = view.vertex[group * M::kLanes + lane];
+  const std::int32_t* const vertex = view.vertex + group * M::kLanes;
+  const int64_t whole = view.channels / 4 * 4;
+  for (int lane = 0; lane < M::kLanes; lane += 4) {
+    const T* from[4];
+    for (int i = 0; i < 4; ++i) {
+      const int64_t v = vertex[lane + i] < 0 ? vertex[0] : vertex[lane + i];
+      from[i] = weight + v * view.channels;
+    }
     T* const to = packed + lane;
-    if (vertex < 0) {
-      for (int64_t d = 0; d < view.channels; ++d) to[d * M::kLanes] = T(0);
-    } else {
-      const T* const from = weight + vertex * view.channels;
-      for (int64_t d = 0; d < view.channels; ++d) to[d * M::kLanes] = from[d] * mean;
+    for (int64_t d = 0; d < whole; d += 4) {
+      Loose rows[4];
+      for (int i = 0; i < 4; ++i) rows[i] = *reinterpret_cast<const Loose*>(from[i] + d) * mean;
+      transpose(rows);
+      for (int i = 0; i < 4; ++i) *reinterpret_cast<Loose*>(to + (d + i) * M::kLanes) = rows[i];
+    }
+    for (int64_t d = whole; d < view.channels; ++d) {
+      for (int i = 0; i < 4; ++i) to[d * M::kLanes + i] = from[i][d] * mean;
     }
   }
 }
@@ -178,12 +221,12 @@ __attribute__((noinline)) void mix_layers(const typename M::Scalar* x,
   multiply<M, Rows, Columns>(sum, x, weight, {Rows, 1, M::kLanes, channels * M::kLanes}, channels);
   BRAINFAST_UNROLL
   for (int c = 0; c < Columns; ++c) {
-    typename M::Vector total = mixed[c];
+    typename M::Vector total[2] = {mixed[c]};  // two chains: half the latency
     BRAINFAST_UNROLL
     for (int r = 0; r < Rows; ++r) {
-      total += sum[r][c] * load<M>(layer + c * layer_stride + r * M::kLanes);
+      total[r % 2] += sum[r][c] * load<M>(layer + c * layer_stride + r * M::kLanes);
     }
-    mixed[c] = total;
+    mixed[c] = total[0] + total[1];
   }
 }
 

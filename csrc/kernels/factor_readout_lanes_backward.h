@@ -180,6 +180,40 @@ __attribute__((noinline)) void weight_tile(const ReadoutView<typename M::Scalar>
   for (int i = 0; i < Rows * Columns; ++i) store<M>(to + i * M::kLanes, sum[i / Columns][i % Columns]);
 }
 
+// from [D, columns, lanes] over D -> rows of grad_weight [V,D].
+template <class M, int Columns>
+void scatter_weight(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
+                    int64_t group, const typename M::Scalar* from,
+                    typename M::Scalar* grad_weight) {
+  using T = typename M::Scalar;
+  using Loose = typename Quad<T>::Loose;
+  constexpr int64_t kStep = Columns * M::kLanes;
+  const T mean = T(1) / static_cast<T>(view.channels);
+  const std::int32_t* const vertex = view.vertex + group * M::kLanes;
+  const int64_t filled = filled_lanes<M>(cell, group);
+  const int64_t whole = view.channels / 4 * 4;
+  for (int64_t lane = 0; lane < filled; lane += 4) {
+    const int64_t count = smaller(4, filled - lane);
+    for (int64_t d = 0; d < whole; d += 4) {
+      Loose rows[4];
+      for (int i = 0; i < 4; ++i) {
+        rows[i] = *reinterpret_cast<const Loose*>(from + (d + i) * kStep + lane) * mean;
+      }
+      transpose(rows);
+      BRAINFAST_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        if (i >= count) break;
+        *reinterpret_cast<Loose*>(grad_weight + vertex[lane + i] * view.channels + d) = rows[i];
+      }
+    }
+    for (int64_t d = whole; d < view.channels; ++d) {
+      for (int64_t i = 0; i < count; ++i) {
+        grad_weight[vertex[lane + i] * view.channels + d] = from[d * kStep + lane + i] * mean;
+      }
+    }
+  }
+}
+
 template <class M, int Columns>
 void weight_gradients(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
                       int64_t group, const ReadoutVertexTask<typename M::Scalar>& task,
@@ -201,15 +235,9 @@ void weight_gradients(const ReadoutView<typename M::Scalar>& view, const Readout
       });
     }
   }
-  const T mean = T(1) / static_cast<T>(view.channels);
   for (int c = 0; c < Columns; ++c) {
-    const int64_t filled = filled_lanes<M>(cell, group + c);
-    for (int64_t i = 0; i < filled; ++i) {
-      const int64_t vertex = view.vertex[(group + c) * M::kLanes + i];
-      T* const to = task.weight + vertex * view.channels;
-      const T* const from = scratch.grad_weight + c * M::kLanes + i;
-      for (int64_t d = 0; d < view.channels; ++d) to[d] = from[d * Columns * M::kLanes] * mean;
-    }
+    scatter_weight<M, Columns>(view, cell, group + c, scratch.grad_weight + c * M::kLanes,
+                               task.weight);
   }
 }
 
@@ -253,19 +281,40 @@ void vertex_gradients(const ReadoutView<typename M::Scalar>& view, const Readout
 
 constexpr int64_t kTokenChunk = 128;  // vertices at a time
 
-template <class T>
-struct TokenScratch {
-  T* weight;        // [chunk, width], over D
-  T* coefficients;  // [slots, Q] planes of [chunk, R]
-  T* sums;          // [pixels + 1, Q*R, width]
-  int64_t width;    // channels, rounded up to whole vectors
-  int64_t plane;    // elements of a plane of coefficients; stores run over its end by a vector
-};
-
 template <class M>
 int64_t whole_vectors(int64_t channels) {
   return (channels + M::kLanes - 1) / M::kLanes * M::kLanes;
 }
+
+// Weights over D of one group as rows of whole vectors, in the sorted order of vertices.
+template <class M>
+void sort_weight(const ReadoutView<typename M::Scalar>& view, int64_t group,
+                 typename M::Scalar* sorted) {
+  using T = typename M::Scalar;
+  const T mean = T(1) / static_cast<T>(view.channels);
+  const int64_t width = whole_vectors<M>(view.channels);
+  for (int64_t lane = 0; lane < M::kLanes; ++lane) {
+    const int64_t vertex = view.vertex[group * M::kLanes + lane];
+    T* const row = sorted + lane * width;
+    if (vertex < 0) return;  // nobody reads the rows of padding
+    if (view.packed_weight) {
+      const T* const from = view.packed_weight + group * view.channels * M::kLanes + lane;
+      for (int64_t d = 0; d < view.channels; ++d) row[d] = from[d * M::kLanes];
+    } else {
+      const T* const from = view.weight + vertex * view.channels;
+      for (int64_t d = 0; d < view.channels; ++d) row[d] = from[d] * mean;
+    }
+    for (int64_t d = view.channels; d < width; ++d) row[d] = T(0);
+  }
+}
+
+template <class T>
+struct TokenScratch {
+  T* sums;          // [pixels + 1, Q*R, width]
+  T* coefficients;  // [slots, Q] planes of [chunk, R]
+  int64_t width;    // channels of the slice, rounded up to whole vectors
+  int64_t plane;    // elements of a plane; stores run over its end by less than a vector
+};
 
 template <class M>
 int64_t plane_size(const ReadoutView<typename M::Scalar>& view) {
@@ -274,55 +323,40 @@ int64_t plane_size(const ReadoutView<typename M::Scalar>& view) {
 
 template <class M>
 int64_t token_scratch(const ReadoutView<typename M::Scalar>& view, int64_t channels) {
-  const int64_t rows = kTokenChunk + (view.pixels + 1) * view.blocks * view.rows;
-  return whole_vectors<M>(channels) * rows + 5 * view.blocks * plane_size<M>(view);
+  return whole_vectors<M>(channels) * (view.pixels + 1) * view.blocks * view.rows +
+         5 * view.blocks * plane_size<M>(view);
 }
 
 template <class M>
 TokenScratch<typename M::Scalar> carve_tokens(const ReadoutView<typename M::Scalar>& view,
                                               int64_t channels, typename M::Scalar* at) {
-  TokenScratch<typename M::Scalar> carved;
-  carved.width = whole_vectors<M>(channels);
-  carved.plane = plane_size<M>(view);
-  carved.weight = at;
-  carved.sums = carved.weight + kTokenChunk * carved.width;
-  carved.coefficients = carved.sums + (view.pixels + 1) * view.blocks * view.rows * carved.width;
-  return carved;
+  const int64_t width = whole_vectors<M>(channels);
+  return {at, at + (view.pixels + 1) * view.blocks * view.rows * width, width,
+          plane_size<M>(view)};
 }
 
-// Weight rows and coefficients of `count` vertices that begin at `position` of the sorted order.
-template <class M>
+// coefficients[slot, block][i, r] = g corner layer, of `count` vertices that begin at `position` of
+// the sorted order.
+template <class M, int Rows>
 void fill_token_chunk(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
-                      const ReadoutTokenTask<typename M::Scalar>& task,
+                      const typename M::Scalar* grad_output,
                       const TokenScratch<typename M::Scalar>& scratch, int64_t position,
                       int64_t count) {
   using T = typename M::Scalar;
   using Loose = typename M::Loose;
-  const T mean = T(1) / static_cast<T>(view.channels);
-  const int64_t channels = task.channel_end - task.channel_begin;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t group = (position + i) / M::kLanes, lane = (position + i) % M::kLanes;
-    const int64_t vertex = view.vertex[position + i];
-    T* const row = scratch.weight + i * scratch.width;
-    if (view.packed_weight) {
-      const T* const from =
-          view.packed_weight + (group * view.channels + task.channel_begin) * M::kLanes + lane;
-      for (int64_t d = 0; d < channels; ++d) row[d] = from[d * M::kLanes];
-    } else {
-      const T* const from = view.weight + vertex * view.channels + task.channel_begin;
-      for (int64_t d = 0; d < channels; ++d) row[d] = from[d] * mean;
-    }
-    for (int64_t d = channels; d < scratch.width; ++d) row[d] = T(0);
+    const T grad = grad_output[view.vertex[position + i]];
     const T* const layer = view.layer_rows + (position + i) * view.layer_row_stride;
+    const T* const corner = view.corner + group * 5 * M::kLanes + lane;
+    T* to = scratch.coefficients + i * Rows;
     for (int slot = 0; slot < cell.slots; ++slot) {
-      const T factor =
-          task.grad_output[vertex] * view.corner[(group * 5 + slot) * M::kLanes + lane];
-      for (int64_t block = 0; block < view.blocks; ++block) {
-        T* const to =
-            scratch.coefficients + (slot * view.blocks + block) * scratch.plane + i * view.rows;
+      const T factor = grad * corner[slot * M::kLanes];
+      for (int64_t block = 0; block < view.blocks; ++block, to += scratch.plane) {
         // Whole vectors: what runs past the row is written again by the next vertex, or never read.
-        for (int64_t r = 0; r < view.rows; r += M::kLanes) {
-          const Loose values = *reinterpret_cast<const Loose*>(layer + block * view.rows + r);
+        BRAINFAST_UNROLL
+        for (int r = 0; r < Rows; r += M::kLanes) {
+          const Loose values = *reinterpret_cast<const Loose*>(layer + block * Rows + r);
           *reinterpret_cast<Loose*>(to + r) = values * factor;
         }
       }
@@ -333,15 +367,16 @@ void fill_token_chunk(const ReadoutView<typename M::Scalar>& view, const Readout
 // sums [Rows, width] += coefficients [count, Rows] x weight rows, for Columns vectors of channels.
 template <class M, int Rows, int Columns>
 __attribute__((noinline)) void token_tile(const typename M::Scalar* coefficients,
-                                          const typename M::Scalar* weight, int64_t width,
-                                          int64_t count, typename M::Scalar* sums) {
+                                          const typename M::Scalar* weight,
+                                          int64_t weight_width, int64_t count,
+                                          typename M::Scalar* sums, int64_t width) {
   typename M::Vector sum[Rows][Columns];
   BRAINFAST_UNROLL
   for (int i = 0; i < Rows * Columns; ++i) {
     sum[i / Columns][i % Columns] =
         load<M>(sums + i / Columns * width + i % Columns * M::kLanes);
   }
-  multiply<M, Rows, Columns>(sum, coefficients, weight, {Rows, 1, width, M::kLanes}, count);
+  multiply<M, Rows, Columns>(sum, coefficients, weight, {Rows, 1, weight_width, M::kLanes}, count);
   BRAINFAST_UNROLL
   for (int i = 0; i < Rows * Columns; ++i) {
     store<M>(sums + i / Columns * width + i % Columns * M::kLanes,
@@ -351,20 +386,37 @@ __attribute__((noinline)) void token_tile(const typename M::Scalar* coefficients
 
 template <class M, int Rows>
 void add_token_chunk(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
-                     const TokenScratch<typename M::Scalar>& scratch, int64_t count) {
+                     const TokenScratch<typename M::Scalar>& scratch,
+                     const typename M::Scalar* weight, int64_t count) {
   using T = typename M::Scalar;
+  const int64_t weight_width = whole_vectors<M>(view.channels);
   for (int slot = 0; slot < cell.slots; ++slot) {
     for (int64_t block = 0; block < view.blocks; ++block) {
       const T* const x = scratch.coefficients + (slot * view.blocks + block) * scratch.plane;
       T* const to = scratch.sums + (cell.pixel[slot] * view.blocks + block) * Rows * scratch.width;
       int64_t d = 0;
       for (; d + 2 * M::kLanes <= scratch.width; d += 2 * M::kLanes) {
-        token_tile<M, Rows, 2>(x, scratch.weight + d, scratch.width, count, to + d);
+        token_tile<M, Rows, 2>(x, weight + d, weight_width, count, to + d, scratch.width);
       }
       if (d < scratch.width) {
-        token_tile<M, Rows, 1>(x, scratch.weight + d, scratch.width, count, to + d);
+        token_tile<M, Rows, 1>(x, weight + d, weight_width, count, to + d, scratch.width);
       }
     }
+  }
+}
+
+template <class M, int Rows>
+void add_token_cell(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
+                    const ReadoutTokenTask<typename M::Scalar>& task,
+                    const TokenScratch<typename M::Scalar>& scratch) {
+  const int64_t weight_width = whole_vectors<M>(view.channels);
+  for (int64_t begin = 0; begin < cell.vertex_count; begin += kTokenChunk) {
+    const int64_t count = smaller(kTokenChunk, cell.vertex_count - begin);
+    const int64_t position = cell.group_begin * M::kLanes + begin;
+    fill_token_chunk<M, Rows>(view, cell, task.grad_output, scratch, position, count);
+    add_token_chunk<M, Rows>(view, cell, scratch,
+                             task.sorted_weight + position * weight_width + task.channel_begin,
+                             count);
   }
 }
 
@@ -377,16 +429,11 @@ void token_gradients(const ReadoutView<typename M::Scalar>& view,
   const TokenScratch<T> scratch = carve_tokens<M>(view, channels, task.scratch);
   const int64_t size = (view.pixels + 1) * padded * scratch.width;
   for (int64_t i = 0; i < size; ++i) scratch.sums[i] = T(0);
-  for (int64_t index = 0; index < view.cell_count; ++index) {
-    const ReadoutCell& cell = view.cells[index];
-    for (int64_t begin = 0; begin < cell.vertex_count; begin += kTokenChunk) {
-      const int64_t count = smaller(kTokenChunk, cell.vertex_count - begin);
-      fill_token_chunk<M>(view, cell, task, scratch, cell.group_begin * M::kLanes + begin, count);
-      with_count<M::kMaxRows>(view.rows, [&](auto rows) {
-        add_token_chunk<M, rows.value>(view, cell, scratch, count);
-      });
+  with_count<M::kMaxRows>(view.rows, [&](auto rows) {
+    for (int64_t cell = 0; cell < view.cell_count; ++cell) {
+      add_token_cell<M, rows.value>(view, view.cells[cell], task, scratch);
     }
-  }
+  });
   for (int64_t l = 0; l < view.layers; ++l) {
     for (int64_t d = 0; d < channels; ++d) {
       const T* const from = scratch.sums + l * scratch.width + d;
@@ -407,7 +454,7 @@ template <class M>
 constexpr ReadoutKernels<typename M::Scalar> make_kernels() {
   return {M::kLanes,          M::kMaxRows,         pack_tokens<M>,    pack_weight<M>,
           forward_scratch<M>, forward<M>,          vertex_scratch<M>, vertex_gradients<M>,
-          token_scratch<M>,   token_gradients<M>,  fma_loop<M>};
+          sort_weight<M>,     token_scratch<M>,    token_gradients<M>, fma_loop<M>};
 }
 
 }  // namespace brainfast::BRAINFAST_ISA_NAMESPACE

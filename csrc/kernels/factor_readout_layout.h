@@ -23,6 +23,7 @@ class ReadoutLayout {
   const ReadoutView<T>& view() const { return view_; }
   const std::vector<ReadoutUnit>& units() const { return units_; }
   const ReadoutKernels<T>& kernels() const { return *kernels_; }
+  std::int64_t groups() const { return groups_; }
   std::int64_t bytes() const;
   std::int64_t corners() const;  // sum over vertices of the tokens that each reads
 

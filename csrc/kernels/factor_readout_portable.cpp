@@ -3,7 +3,7 @@
 
 namespace brainfast {
 
-// Vectors of 16 bytes: what every 64-bit x86 and Arm processor has.
+// Vectors of 16 bytes, which every 64-bit x86 and Arm processor has; two of them for doubles.
 const ReadoutKernels<float>& readout_kernels_portable() {
   static constexpr auto kernels =
       readout_portable::make_kernels<readout_portable::Machine<float, 4, 16, 6>>();
@@ -12,7 +12,7 @@ const ReadoutKernels<float>& readout_kernels_portable() {
 
 const ReadoutKernels<double>& readout_kernels_portable_double() {
   static constexpr auto kernels =
-      readout_portable::make_kernels<readout_portable::Machine<double, 2, 16, 6>>();
+      readout_portable::make_kernels<readout_portable::Machine<double, 4, 16, 3>>();
   return kernels;
 }
 

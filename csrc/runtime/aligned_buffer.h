@@ -26,7 +26,7 @@ class AlignedBuffer {
     if (count <= capacity_) return;
     if (count > static_cast<std::size_t>(-1) / (2 * sizeof(T))) throw std::bad_alloc();
     const std::size_t bytes = count * sizeof(T);
-    const std::size_t alignment = bytes >= 2 * kHugePage ? kHugePage : kCacheLine;
+    const std::size_t alignment = bytes >= kHugePage ? kHugePage : kCacheLine;
     const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
     data_.reset();
     capacity_ = 0;

@@ -176,7 +176,7 @@ def test_a_real_trunk_goes_through(tmp_path):
     torch.testing.assert_close(cache.tokens(slice(None)).local[1], want, rtol=0, atol=0)
 
 
-class Stop(Exception):  # noqa: N818
+class HaltError(Exception):
     pass
 
 
@@ -185,7 +185,7 @@ def stop_after(batches: int):
 
     def report(_done: int, _total: int) -> None:
         if next(calls) == batches - 1:
-            raise Stop
+            raise HaltError
 
     return report
 
@@ -194,7 +194,7 @@ def stop_after(batches: int):
 def test_finished_batches_are_not_computed_again(tmp_path, batches):
     whole = TokenCache.build(tmp_path / "whole", StandIn(), photographs(), batch_size=3)
     trunk = StandIn()
-    with pytest.raises(Stop):
+    with pytest.raises(HaltError):
         TokenCache.build(
             tmp_path / "cut", trunk, photographs(), batch_size=3, progress=stop_after(batches)
         )
@@ -275,7 +275,7 @@ def test_a_stale_cache_names_what_changed(tmp_path):
 
 
 def test_a_stale_partial_is_refused_too(tmp_path):
-    with pytest.raises(Stop):
+    with pytest.raises(HaltError):
         TokenCache.build(tmp_path, StandIn(), photographs(), batch_size=3, progress=stop_after(1))
     with pytest.raises(BrainfastError, match="grid"):
         TokenCache.build(tmp_path, StandIn(), photographs(), grid=(4, 4))

@@ -1,0 +1,301 @@
+"""The same readout in every form that `bench` compares: ours, the same algebra in stock libraries,
+and Listing 1 as it is printed."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from .folded import PRECISIONS, AlignedTokens, FoldedFactorTopy
+from .ops import reference
+
+Array = NDArray[np.float32]
+LISTING1 = "Listing 1"
+
+Call = Callable[[Array, Array], Array]  # local [B,L,D,H,W], global [B,L,D] -> response [B,V]
+
+# Products of one part stay under a megabyte an image: larger ones leave the cache, and glibc maps
+# fresh pages for them on every call.
+_PART_BYTES = 1 << 20
+# Listing 1 in fp32 holds about five arrays [B,V,L,D] at its peak.
+_LISTING1_ARRAYS = 5
+_LARGE_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to compute the readout; of several `variants` only the fastest is reported."""
+
+    name: str
+    library: str
+    precision: str
+    variants: Mapping[str, Call]
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {self.library} {self.precision}"
+
+
+class CellReadout(nn.Module):
+    """y = bias + sum_k coefficient_k * (weight/D . X_k), k over 4 corners and the global token
+    times L layers: a matrix product for every cell of the token grid.
+
+    Vertices are sorted by the grid cell that they sample, so all vertices of a block read the same
+    X [5L,D]. block: vertices of a block, the last block of a cell padded with zeros; None makes
+    one block of every cell. Corners outside the grid read a pixel of zeros.
+    """
+
+    corners: torch.Tensor
+    slots: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, head: FoldedFactorTopy, block: int | None) -> None:
+        super().__init__()
+        corners, cell = grid_cells(head)
+        coefficient = _with_zero_row(_coefficients(head))
+        weight = _with_zero_row(head.weight / np.float32(head.weight.shape[1]))
+        self.coefficients, self.weights = nn.ParameterList(), nn.ParameterList()
+        self.cells = nn.ParameterList()
+        parts = list(_parts(cell, block, row_bytes=4 * coefficient.shape[1]))
+        for cells, vertices in parts:
+            self.cells.append(_constant(cells))
+            self.weights.append(_constant(weight[vertices].swapaxes(1, 2)))
+            self.coefficients.append(_constant(coefficient[vertices].swapaxes(1, 2)[:, :, None]))
+        where = np.concatenate([vertices.reshape(-1) for _, vertices in parts])
+        slots = np.empty(len(cell) + 1, dtype=np.int64)
+        slots[where] = np.arange(len(where))
+        self.register_buffer("corners", torch.from_numpy(corners))
+        self.register_buffer("slots", torch.from_numpy(slots[: len(cell)]))
+        self.register_buffer("bias", torch.from_numpy(head.bias))
+
+    def forward(
+        self,
+        local: torch.Tensor,  # [B,L,D,H,W]
+        global_: torch.Tensor,  # [B,L,D]
+    ) -> torch.Tensor:  # [B,V]
+        images, layers, dim = global_.shape
+        pixels = nn.functional.pad(local.flatten(3), (0, 1)).permute(3, 1, 0, 2)
+        summary = global_.transpose(0, 1).expand(len(self.corners), 1, -1, -1, -1)
+        tokens = torch.cat([pixels[self.corners], summary], dim=1)
+        tokens = tokens.reshape(-1, 5 * layers * images, dim)  # [cells,5L*B,D]
+        parts = []
+        for cells, weight, coefficient in zip(
+            self.cells, self.weights, self.coefficients, strict=True
+        ):
+            product = torch.bmm(tokens[cells], weight)  # [blocks,5L*B,block]
+            product = product.view(len(cells), 5 * layers, images, -1).mul_(coefficient)
+            parts.append(product.sum(1).transpose(0, 1).flatten(1))  # [B,blocks*block]
+        response: torch.Tensor = torch.cat(parts, dim=1)[:, self.slots] + self.bias
+        return response
+
+
+class Listing1(nn.Module):
+    """The paper's Listing 1 on constant selectors: grid_sample, then layers, then channels."""
+
+    def __init__(self, head: FoldedFactorTopy) -> None:
+        super().__init__()
+        arrays = (head.space, head.layer, head.scale, head.weight, head.bias)
+        self.constants = nn.ParameterList(_constant(array) for array in arrays)
+
+    def forward(
+        self,
+        local: torch.Tensor,  # [B,L,D,H,W]
+        global_: torch.Tensor,  # [B,L,D]
+    ) -> torch.Tensor:  # [B,V]
+        response: torch.Tensor = reference.factor_readout(local, global_, *self.constants)
+        return response
+
+
+def brainfast_forms(head: FoldedFactorTopy) -> list[Form]:
+    """The compiled head in each of its precisions."""
+
+    def call_of(folded: FoldedFactorTopy) -> Call:
+        return lambda local, global_: folded.readout(AlignedTokens(local, global_))
+
+    return [
+        Form("compiled head", "brainfast", precision, {"": call_of(head.with_precision(precision))})
+        for precision in PRECISIONS
+    ]
+
+
+def torch_cell_form(head: FoldedFactorTopy) -> Form:
+    """The cell form in eager PyTorch."""
+    variants = {
+        _layout_name(block): torch_call(CellReadout(head, block)) for block in _layouts(head)
+    }
+    return Form("cell form", "PyTorch", "fp32", variants)
+
+
+def onnx_cell_form(head: FoldedFactorTopy, folder: Path, threads: int) -> Form:
+    """The cell form, exported, in ONNX Runtime."""
+    variants = {
+        _layout_name(block): onnx_call(
+            CellReadout(head, block), head, folder / f"cell-{block}.onnx", threads
+        )
+        for block in _layouts(head)
+    }
+    return Form("cell form", "ONNX Runtime", "fp32", variants)
+
+
+def torch_listing1_form(head: FoldedFactorTopy) -> Form:
+    """Listing 1 in eager PyTorch."""
+    return Form(LISTING1, "PyTorch", "fp32", {"": torch_call(Listing1(head))})
+
+
+def onnx_listing1_form(
+    head: FoldedFactorTopy, folder: Path, threads: int, largest_batch: int
+) -> Form:
+    """Listing 1, exported (GridSample), in ONNX Runtime."""
+    # An arena would keep gigabytes while the other forms run.
+    arena = listing1_bytes(head, largest_batch) < _LARGE_BYTES
+    call = onnx_call(Listing1(head), head, folder / "listing1.onnx", threads, arena=arena)
+    return Form(LISTING1, "ONNX Runtime", "fp32", {"": call})
+
+
+def torch_call(module: nn.Module) -> Call:
+    """Run a module on numpy arrays, without autograd."""
+
+    @torch.inference_mode()
+    def call(local: Array, global_: Array) -> Array:
+        result: Array = module(torch.from_numpy(local), torch.from_numpy(global_)).numpy()
+        return result
+
+    return call
+
+
+def onnx_call(
+    module: nn.Module, head: FoldedFactorTopy, path: Path, threads: int, *, arena: bool = True
+) -> Call:
+    """Export a readout with a dynamic batch and open it in ONNX Runtime on the CPU."""
+    export(module, head, path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = arena
+    # Its threads spin inside a call, as they do by default, but not into its neighbour's turn.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def call(local: Array, global_: Array) -> Array:
+        result: Array = session.run(None, {"local": local, "global": global_})[0]
+        return result
+
+    return call
+
+
+def export(module: nn.Module, head: FoldedFactorTopy, path: Path) -> None:
+    """Write a readout as ONNX, opset 20: inputs local and global, output response."""
+    layers, dim = len(head.layers), head.weight.shape[1]
+    example = (torch.zeros(2, layers, dim, *head.readout_grid), torch.zeros(2, layers, dim))
+    batch = {0: torch.export.Dim.DYNAMIC}
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module.eval(),
+                example,
+                str(path),
+                dynamo=True,
+                opset_version=20,
+                input_names=["local", "global"],
+                output_names=["response"],
+                dynamic_shapes=(batch, batch),
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+
+
+def listing1_bytes(head: FoldedFactorTopy, batch: int) -> int:
+    """Memory that Listing 1 needs for its arrays of size [B,V,L,D], estimated."""
+    layers, dim = head.offset_local.shape
+    return 4 * _LISTING1_ARRAYS * batch * head.V * layers * dim
+
+
+def grid_cells(
+    head: FoldedFactorTopy,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(corners [cells,4], cell [V]): which pixels the vertices of a cell read, and each one's cell.
+
+    A corner is a pixel's number y*W+x; H*W stands for one outside the grid. Corners go left to
+    right, then down.
+    """
+    height, width = head.readout_grid
+    left, top = np.floor(_positions(head)).astype(np.int64).T
+    keys, cell = np.unique(top * (width + 2) + left, return_inverse=True)
+    first = np.zeros(len(keys), dtype=np.int64)
+    first[cell] = np.arange(len(cell))
+    x = left[first, None] + np.array([0, 1, 0, 1])
+    y = top[first, None] + np.array([0, 0, 1, 1])
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    return np.where(inside, y * width + x, height * width), cell
+
+
+def _positions(head: FoldedFactorTopy) -> NDArray[np.float64]:
+    """Sampling points [V,2] in pixels; whatever lies further out than the border ring is moved to
+    its edge, where it reads zeros all the same."""
+    height, width = head.readout_grid
+    size = np.array([width, height], dtype=np.float64)
+    return np.clip(((head.space.astype(np.float64) + 1) * size - 1) / 2, -1, size)
+
+
+def _coefficients(head: FoldedFactorTopy) -> Array:
+    """What each of the 5L tokens of a vertex's cell is multiplied by, [V,5L]."""
+    position = _positions(head)
+    x, y = (position - np.floor(position)).T
+    corner = np.stack([(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x], axis=1)
+    share = np.concatenate([corner * (1 - head.scale)[:, None], head.scale[:, None]], axis=1)
+    return (share[:, :, None] * head.layer[:, None]).reshape(len(share), -1).astype(np.float32)
+
+
+def _parts(
+    cell: NDArray[np.int64], block: int | None, row_bytes: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """(cells [n], vertices [n,block]) of n equal blocks at a time; V stands for padding."""
+    order, counts = np.argsort(cell, kind="stable"), np.bincount(cell)
+    members = np.split(order, np.cumsum(counts)[:-1])
+    if block is None:
+        for number, vertices in enumerate(members):
+            yield np.array([number]), vertices[None]
+        return
+    blocks = -(-counts // block)
+    padded = (
+        np.pad(vertices, (0, count * block - len(vertices)), constant_values=len(cell))
+        for vertices, count in zip(members, blocks, strict=True)
+    )
+    rows = np.fromiter(chain.from_iterable(padded), dtype=np.int64).reshape(-1, block)
+    cells = np.repeat(np.arange(len(counts)), blocks)
+    step = max(1, _PART_BYTES // (row_bytes * block))
+    for start in range(0, len(rows), step):
+        yield cells[start : start + step], rows[start : start + step]
+
+
+def _layouts(head: FoldedFactorTopy) -> tuple[int | None, ...]:
+    """Block sizes worth trying: small ones where cells hold few vertices, else whole cells too."""
+    corners, cell = grid_cells(head)
+    return (32, 64) if len(cell) < 64 * len(corners) else (64, 128, None)
+
+
+def _layout_name(block: int | None) -> str:
+    return "blocks of one cell" if block is None else f"blocks of {block}"
+
+
+def _with_zero_row(array: Array) -> Array:
+    return np.concatenate([array, np.zeros((1, *array.shape[1:]), dtype=np.float32)])
+
+
+def _constant(array: NDArray[np.float32] | NDArray[np.int64]) -> nn.Parameter:
+    return nn.Parameter(torch.from_numpy(np.ascontiguousarray(array)), requires_grad=False)

@@ -1,0 +1,132 @@
+"""Fair timing of several calls in one process, and the memory that a call needs."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from . import _C
+
+Result = TypeVar("Result")
+
+_SLOW_S = 0.1  # such a call needs no warm caches, and takes part in fewer rounds
+_BUDGET_S = 10.0  # of a slow form, in all rounds together
+_FEWEST_ROUNDS = 3
+_PRIME_S = 1e-3
+_SETTLE_S = 5e-3  # until the threads of the call before have stopped spinning
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    after_round: Callable[[], object] = lambda: None,
+) -> dict[str, NDArray[np.float64]]:
+    """Seconds [rounds] of every call: each round runs each call once, the order moving on by one.
+
+    A call is first run untimed, so that it finds its own data in the caches and not its
+    neighbour's. One slower than 0.1 s is not, and sits out rounds (NaN) so that all its runs
+    together take about 10 s, three at least.
+    """
+    names = list(calls)
+    stride = dict.fromkeys(names, 1)
+    slow = dict.fromkeys(names, False)
+    for name in names:
+        start = clock()
+        calls[name]()
+        taken = clock() - start
+        if taken > _SLOW_S:
+            slow[name] = True
+            wanted = min(rounds, max(_FEWEST_ROUNDS, int(_BUDGET_S / taken)))
+            stride[name] = rounds // wanted
+    seconds = {name: np.full(rounds, np.nan) for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            if number % stride[name]:
+                continue
+            time.sleep(_SETTLE_S)
+            if not slow[name]:
+                _prime(calls[name])
+            start = clock()
+            calls[name]()
+            seconds[name][number] = clock() - start
+        after_round()
+    return seconds
+
+
+def _prime(call: Callable[[], object]) -> None:
+    end = time.perf_counter() + _PRIME_S
+    call()
+    while time.perf_counter() < end:
+        call()
+
+
+def fastest(call: Callable[[], object], times: int = 3) -> float:
+    """Seconds of the fastest of some runs."""
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Give PyTorch and the compiled core `count` threads, and restore what they had."""
+    before = torch.get_num_threads(), _C.num_threads()
+    torch.set_num_threads(count)
+    _C.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        _C.set_num_threads(before[1])
+
+
+def with_peak_growth(call: Callable[[], Result]) -> tuple[Result, int | None]:
+    """The result of `call`, and the bytes by which the process's resident memory rose meanwhile.
+
+    Free heap is handed back first, so that memory which is used again counts as well. None where
+    the system does not tell (Linux tells through /proc/self).
+    """
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        before = _status("VmRSS")
+    except (AttributeError, OSError):
+        return call(), None
+    result = call()
+    return result, max(0, _status("VmHWM") - before)
+
+
+def available_memory() -> int:
+    """Bytes that a process can still take without swapping."""
+    try:
+        return _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+    except OSError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _status(name: str) -> int:
+    return _kilobytes(Path("/proc/self/status"), name)
+
+
+def _kilobytes(path: Path, name: str) -> int:
+    for line in path.read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{path} has no {name}")
