@@ -22,14 +22,21 @@ from .errors import BrainfastError
 from .folded import AlignedTokens, FoldedFactorTopy
 from .forms import Form
 from .ops import reference
-from .timing import available_memory, fastest, interleave, using_threads, with_peak_growth
+from .timing import (
+    BusyElsewhere,
+    available_memory,
+    fastest,
+    interleave,
+    using_threads,
+    with_peak_growth,
+)
 
 # By precision of the operands: (what is bounded, bound), in standard deviations of the twin's
 # response less its bias.
 BARS: Mapping[str, tuple[str, float]] = {"fp32": ("max", 1e-5), "bf16": ("rms", 5e-3)}
 
 _TWIN_BYTES = 1 << 25
-_QUIET = 0.8  # load that this process may have caused itself
+_QUIET = 0.2  # cores that other processes may use before the table warns
 _LEFT = ("form", "library", "note")
 
 
@@ -108,9 +115,7 @@ def readout_case(
         from .engine import read_head
 
         return ReadoutCase(str(model), read_head(model, Card.read(model)), seed)
-    for name, value in (("vertices", vertices), ("layers", layers), ("dim", dim)):
-        if value < 1:
-            raise BrainfastError(name, expected="1 or more", got=str(value))
+    _check_positive(vertices=vertices, layers=layers, dim=dim)
     return ReadoutCase("made-up selectors", _made_up_head(vertices, layers, dim, seed), seed)
 
 
@@ -129,12 +134,10 @@ def bench_readout(
     of its precision (`BARS`) is a BrainfastError. Then every round runs each form once, in an order
     that moves on by one from round to round. threads: PyTorch's own choice where not given.
     """
-    for name, value in (("rounds", rounds), *(("batch", batch) for batch in batches)):
-        if value < 1:
-            raise BrainfastError(name, expected="1 or more", got=str(value))
-    threads = threads or torch.get_num_threads()
-    about = machine(threads)
+    threads = torch.get_num_threads() if threads is None else threads
+    _check_positive(rounds=rounds, batch=min(batches), threads=threads)
     rows: list[Row] = []
+    elsewhere = BusyElsewhere()
     with (
         using_threads(threads),
         tempfile.TemporaryDirectory(prefix="brainfast-bench-") as folder,
@@ -144,6 +147,7 @@ def bench_readout(
         built = _build_forms(case, Path(folder), threads, batches, include_listing1, bar)
         for batch in batches:
             rows += _bench_batch(case, batch, rounds, built, bar)
+    about = machine(threads) | {"busy_elsewhere": elsewhere.cores()}
     head = case.head
     sizes = (*head.layer.shape, head.weight.shape[1], *head.readout_grid)
     return BenchTable(
@@ -157,8 +161,8 @@ def print_table(table: BenchTable) -> None:
     about = table.machine
     typer.echo(f"{table.case['name']}: {sizes}")
     typer.echo(f"{about['cpu']}, {about['threads']} threads, {about['isa']}")
-    if about["load"] > about["cores"] - about["threads"] + _QUIET:
-        typer.echo(f"other processes are at work (load {about['load']}): trust the best times only")
+    if (about["busy_elsewhere"] or 0.0) > _QUIET:
+        typer.echo(f"other processes kept {about['busy_elsewhere']:.1f} cores busy: trust best ms")
     lines = [_cells(row) for row in table.rows]
     widths = {name: max(len(name), *(len(line[name]) for line in lines)) for name in lines[0]}
     for line in ({name: name for name in widths}, *lines):
@@ -219,18 +223,23 @@ def check(
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What the times depend on: processor, threads used, load, instruction set, versions."""
+    """What the times depend on: processor, threads used, instruction set, versions."""
     report = diagnose()
     versions = {name: report["packages"][name] for name in ("numpy", "torch", "onnxruntime")}
     return {
         "cpu": report["cpu"]["model"],
         "cores": len(os.sched_getaffinity(0)),
         "threads": threads,
-        "load": round(os.getloadavg()[0], 2),
         "isa": report["cpu"]["instruction_set"],
         "system": report["system"],
         "versions": {"brainfast": report["brainfast"], "python": report["python"], **versions},
     }
+
+
+def _check_positive(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise BrainfastError(name, expected="1 or more", got=str(value))
 
 
 def _build_forms(

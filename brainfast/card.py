@@ -49,7 +49,7 @@ class HeadCard(_Strict):
 
 
 class SpaceCard(_Strict):
-    """The vertices that the model answers for; their indices and ROIs lie in `vertices.safetensors`."""
+    """The vertices that the model answers for; their indices lie in `vertices.safetensors`."""
 
     name: str
     subject: str | None
@@ -123,7 +123,7 @@ class Card(_Strict):
 
     @classmethod
     def read(cls, folder: Path) -> Card:
-        """Read and check `config.json`; anything unknown, missing or of a newer format is an error."""
+        """Read `config.json`; anything unknown, missing or of a newer format is an error."""
         path = folder / CARD_FILE
         if not path.is_file():
             raise BrainfastError(

@@ -37,7 +37,7 @@ def run_demo(
     stage(f"trunk {PRETRAINED_TRUNK if pretrained else RANDOM_TRUNK}")
     trunk = demo_trunk(pretrained=pretrained, seed=seed)
     if not pretrained:
-        typer.echo("  its weights are random: scores show the method, not what a trained trunk does")
+        typer.echo("  its weights are random: scores show the method, not a trained trunk")
     stage("a simulated subject on the fsaverage5 cortex, in the Algonauts 2023 layout")
     subject = out / "subj01"
     planted = simulate(subject, trunk, n_images=n_images, seed=seed)
@@ -115,7 +115,7 @@ def train(
     work: Path,
     *,
     seed: int = 0,
-    recipe: Recipe = RECIPES["demo"],  # noqa: B008
+    recipe: Recipe = RECIPES["demo"],
     progress: bool = True,
 ) -> Encoder:
     """Train FactorTopy with the demo's recipe."""
@@ -191,7 +191,8 @@ def _compile(
 
 def _predict_unseen(engine: Engine, data: Algonauts, count: int = 3) -> Unseen:
     challenge = data.challenge
-    assert challenge is not None and challenge.responses is not None
+    assert challenge is not None
+    assert challenge.responses is not None
     rows = np.linspace(0, len(challenge) - 1, count).astype(np.int64)
     images = [challenge.images[int(row)] for row in rows]
     return Unseen(images, engine.predict(images), challenge.responses[rows])

@@ -126,7 +126,7 @@ def _photographs(result: DemoResult) -> list[Photograph]:
         figure = maps.value_map(
             predicted, space, label="predicted response (z)", limits=(-limit, limit), cmap="RdBu_r"
         )
-        caption = f"Never trained on. Over vertices, predicted and measured correlate at r = {r:.2f}."
+        caption = f"Never trained on. Over vertices, prediction and measurement have r = {r:.2f}."
         shown.append(Photograph(image, caption, figure))
     return shown
 
@@ -157,7 +157,7 @@ def _rois(result: DemoResult) -> Table:
     table = result.scores.roi_table(result.data.space)
     names = ("roi", "vertices", "r2", "r", "ceiling", "normalised")
     rows = [[row[name] for name in names] for row in table]
-    note = "Ceilings are the planted ones. Normalised: r squared over the ceiling, as the challenge."
+    note = "Ceilings as planted. Normalised: r squared over the ceiling, as in the challenge."
     heads = ["ROI (synthetic)", "vertices", "R2", "r", "ceiling", "normalised"]
     return Table("Heldout photograph, by ROI", heads, rows, note)
 

@@ -93,7 +93,8 @@ def _gpu() -> dict[str, Any]:
     if torch.cuda.is_available():
         return facts | {"torch": f"uses {torch.cuda.get_device_name()}"}
     built = torch.version.cuda
-    return facts | {"torch": f"built for CUDA {built}, sees no GPU" if built else "built for the CPU"}
+    answer = f"built for CUDA {built}, sees no GPU" if built else "built for the CPU"
+    return facts | {"torch": answer}
 
 
 def _torch_runtime() -> str:

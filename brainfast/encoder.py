@@ -106,10 +106,8 @@ class Encoder:
         """Responses [B,V] in z units through torch alone: the readable way, not the fast one."""
         return Response(np.concatenate(list(self._predict(images, batch_size))), self.space)
 
-    def evaluate(
-        self, split: Split, *, batch_size: int = 16, progress: bool = True
-    ) -> Scores:
-        """Scores of one split, per vertex and per ROI, with its noise ceiling; also put in the card.
+    def evaluate(self, split: Split, *, batch_size: int = 16, progress: bool = True) -> Scores:
+        """Scores of one split, per vertex, with its noise ceiling; their means go into the card.
 
         A split of another vertex space, or without responses, is a BrainfastError.
         """
@@ -193,9 +191,7 @@ class Encoder:
             save_tensors(part / MODEL_FILE, weights)
             save_tensors(part / FOLDED_FILE, self.fold().arrays())
             arrays, _ = self.space.to_arrays()
-            save_tensors(
-                part / VERTICES_FILE, arrays | {"coordinates": weights["coordinates"]}
-            )
+            save_tensors(part / VERTICES_FILE, arrays | {"coordinates": weights["coordinates"]})
             self.golden.save(part)
             if not self.card.trunk.pretrained:
                 self.trunk.save(part / TRUNK_FILE)
@@ -205,7 +201,7 @@ class Encoder:
 
     @classmethod
     def load(cls, folder: str | Path) -> Encoder:
-        """Read a model folder that `save` wrote; anything damaged or foreign is a BrainfastError."""
+        """Read what `save` wrote; anything damaged or foreign is a BrainfastError."""
         folder = Path(folder)
         card = Card.read(folder)
         space = read_space(folder, card)
@@ -216,9 +212,7 @@ class Encoder:
         state = {name: torch.from_numpy(array) for name, array in load_tensors(path).items()}
         try:
             config = make_config(**card.head.options)
-            head = make_model(
-                state["coordinates"], card.trunk.channels, card.trunk.layers, config
-            )
+            head = make_model(state["coordinates"], card.trunk.channels, card.trunk.layers, config)
             head.load_state_dict(state)
         except (KeyError, RuntimeError, ValueError) as error:
             raise BrainfastError(
@@ -252,9 +246,7 @@ class Encoder:
         if not path.is_file():
             export_trunk(self.trunk, path)
         config = self.card.trunk
-        return OnnxRuntime(
-            path, config.layers, threads=threads, weights_hash=config.weights_hash
-        )
+        return OnnxRuntime(path, config.layers, threads=threads, weights_hash=config.weights_hash)
 
     def _pixels(self, images: Any, batch_size: int) -> Iterator[torch.Tensor]:
         sequence = as_sequence(images)

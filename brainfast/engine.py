@@ -144,7 +144,7 @@ def read_head(folder: Path, card: Card) -> FoldedFactorTopy:
         samples=card.head.samples,
         pool_space=card.head.pool_space,
     )
-    if head.V != card.space.vertices or head.channels != card.trunk.channels:
+    if card.space.vertices != head.V or head.channels != card.trunk.channels:
         raise BrainfastError(
             str(path),
             expected=f"{card.space.vertices} vertices and channels {card.trunk.channels}",
@@ -197,4 +197,3 @@ def open_runtime(
     weights = folder / TRUNK_FILE
     trunk = Trunk.from_config(card.trunk, weights=weights if weights.is_file() else None)
     return TorchRuntime(trunk, precision=precision, device=device)
-

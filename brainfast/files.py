@@ -23,7 +23,7 @@ MAX_JSON_BYTES = 64 << 20
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success it is synced and renamed over it, else removed.
+    """Give a temporary path; on success it is synced and renamed to `path`, else removed.
 
     A reader sees the old file or the new one, never a part. Disk errors become a BrainfastError.
     """
@@ -180,4 +180,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-

@@ -101,7 +101,7 @@ class FoldedFactorTopy:
         object.__setattr__(self, "_plan", plan)
 
     @property
-    def V(self) -> int:  # noqa: N802
+    def V(self) -> int:
         """Number of vertices."""
         return len(self.bias) // self.samples
 
@@ -183,9 +183,7 @@ class FoldedFactorTopy:
         accumulation."""
         return replace(self, precision=precision)
 
-    def contributions(
-        self, tokens: Tokens, by: Literal["layer", "scale"] = "layer"
-    ) -> Array:
+    def contributions(self, tokens: Tokens, by: Literal["layer", "scale"] = "layer") -> Array:
         """Exact split of the response: response - bias = sum over the second axis.
 
         by="layer" gives [B,L,V]; by="scale" gives [B,2,V], local tokens then global tokens.
@@ -306,9 +304,7 @@ def _check_array(name: str, array: np.ndarray) -> None:
 def _check_shapes(head: FoldedFactorTopy) -> None:
     rows, layers = len(head.bias), len(head.layers)
     if head.samples < 1 or rows % head.samples:
-        raise BrainfastError(
-            "samples", expected=f"a divisor of {rows} rows", got=str(head.samples)
-        )
+        raise BrainfastError("samples", expected=f"a divisor of {rows} rows", got=str(head.samples))
     dim = head.weight.shape[1] if head.weight.ndim == 2 else -1
     expected: dict[str, tuple[Array, tuple[int, ...]]] = {
         "space": (head.space, (rows, 2)),
@@ -327,4 +323,3 @@ def _check_shapes(head: FoldedFactorTopy) -> None:
     for name, (array, shape) in expected.items():
         if array.shape != shape:
             raise BrainfastError(name, expected=f"shape {shape}", got=f"shape {array.shape}")
-

@@ -222,7 +222,8 @@ def export(module: nn.Module, head: FoldedFactorTopy, path: Path) -> None:
 def listing1_bytes(head: FoldedFactorTopy, batch: int) -> int:
     """Memory that Listing 1 needs for its arrays of size [B,V,L,D], estimated."""
     layers, dim = head.offset_local.shape
-    return 4 * _LISTING1_ARRAYS * batch * head.V * layers * dim
+    needed: int = 4 * _LISTING1_ARRAYS * batch * head.V * layers * dim
+    return needed
 
 
 def grid_cells(

@@ -64,9 +64,7 @@ class Golden:
         path = folder / GOLDEN_FILE
         tensors = load_tensors(path)
         try:
-            return cls(
-                tensors["images"], tensors["vertices"], tensors["response"], name=str(path)
-            )
+            return cls(tensors["images"], tensors["vertices"], tensors["response"], name=str(path))
         except KeyError as error:
             raise BrainfastError(
                 str(path), expected="images, vertices and response", got=f"no {error}"

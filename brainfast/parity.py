@@ -39,9 +39,7 @@ def twin(
     return np.concatenate(parts)
 
 
-def compare(
-    trunk: Trunk, head: Any, space: VertexSpace, engine: Engine, images: Any
-) -> ParityCard:
+def compare(trunk: Trunk, head: Any, space: VertexSpace, engine: Engine, images: Any) -> ParityCard:
     """Error of an engine's responses to `images`, in standard deviations of the twin's."""
     vertices = _positions(space, engine.space)
     expected = twin(trunk, head, images, vertices)
@@ -62,8 +60,6 @@ def _positions(whole: VertexSpace, part: VertexSpace) -> NDArray[np.int64]:
     left = np.searchsorted(whole.lh, part.lh)
     right = np.searchsorted(whole.rh, part.rh) + whole.lh.size
     columns = np.concatenate([left, right]).astype(np.int64)
-    if len(columns) and columns.max() >= whole.V or whole.take(np.unique(columns)) != part:
-        raise BrainfastError(
-            "engine", expected="vertices of this encoder", got="another encoder's"
-        )
+    if (columns >= whole.V).any() or whole.take(np.unique(columns)) != part:
+        raise BrainfastError("engine", expected="vertices of this encoder", got="another encoder's")
     return columns

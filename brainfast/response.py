@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from .errors import BrainfastError
 from .files import write_bytes
-from .maps import value_map
 from .vertex_space import HEMISPHERES, MESH_VERTICES, VertexSpace
 
 if TYPE_CHECKING:
@@ -134,6 +133,8 @@ class Response:
 
     def plot(self, index: int = 0) -> Figure:
         """A flat map of the response to one image, as a matplotlib figure."""
+        from .maps import value_map  # matplotlib and the meshes take seconds that serving has not
+
         one = self[index]
         title = one.names[0] if one.names else f"image {index}"
         return value_map(one.values[0], self.space, label=f"response to {title} ({self.units})")

@@ -113,6 +113,39 @@ def with_peak_growth(call: Callable[[], Result]) -> tuple[Result, int | None]:
     return result, max(0, _status("VmHWM") - before)
 
 
+class BusyElsewhere:
+    """How much of this process's processors others have used since this object was made.
+
+    A neighbour on one core makes a library that waits in spin loops look ten times slower.
+    """
+
+    def __init__(self) -> None:
+        self._start, self._others = time.monotonic(), _others_seconds()
+
+    def cores(self) -> float | None:
+        """Processors kept busy by others, the mean; None where the system does not tell."""
+        now = _others_seconds()
+        if now is None or self._others is None:
+            return None
+        return round(max(0.0, now - self._others) / (time.monotonic() - self._start), 2)
+
+
+def _others_seconds() -> float | None:
+    """Busy seconds of the processors that this process may use, less its own."""
+    try:
+        lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
+        names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    except (AttributeError, OSError):
+        return None
+    ticks = 0
+    for fields in map(str.split, lines):
+        if fields[0] in names:
+            user, nice, system, _idle, _wait, irq, soft_irq, steal = map(int, fields[1:9])
+            ticks += user + nice + system + irq + soft_irq + steal
+    own = os.times()
+    return ticks / os.sysconf("SC_CLK_TCK") - own.user - own.system
+
+
 def available_memory() -> int:
     """Bytes that a process can still take without swapping."""
     try:

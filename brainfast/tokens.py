@@ -48,12 +48,12 @@ class Tokens:
                 )
 
     @property
-    def B(self) -> int:  # noqa: N802
+    def B(self) -> int:
         """Number of images."""
         return int(self.local[0].shape[0])
 
     @property
-    def L(self) -> int:  # noqa: N802
+    def L(self) -> int:
         """Number of layers."""
         return len(self.layers)
 

@@ -338,9 +338,18 @@ def _shapes(
     model: torch.nn.Module, layers: tuple[int, ...], size: tuple[int, int]
 ) -> list[tuple[int, ...]]:
     """Shapes [1,C,H,W] of each layer's patches, by a pass on the meta device: nothing computed."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None) or (1, 1)
+    if any(side % edge for side, edge in zip(size, patch, strict=True)):
+        # timm would leave the last rows and columns out, which crops the visual field.
+        raise BrainfastError("size", expected=f"multiples of the patch {patch}", got=str(size))
     probe = _Shapes(model, layers)
     tensors = {**dict(probe.named_parameters()), **dict(probe.named_buffers())}
     empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     pixels = torch.empty(1, 3, *size, device="meta")
-    shapes: list[tuple[int, ...]] = torch.func.functional_call(probe, empty, (pixels,))
+    try:
+        shapes: list[tuple[int, ...]] = torch.func.functional_call(probe, empty, (pixels,))
+    except Exception as error:  # timm asserts, torch raises: whatever the sizes run into
+        raise BrainfastError(
+            "size", expected="pixels that the trunk takes", got=f"{size} ({short(error)})"
+        ) from error
     return shapes

@@ -115,13 +115,15 @@ class VertexSpace:
 
     def roi_names(self) -> list[str]:
         """Regions that are here, unions before their parts, in the order of the tables."""
-        known = [name for atlas in ATLASES.values() for name in atlas]
-        whole = {part.lower(): union for union, parts in UNIONS.items() for part in parts}
-        names: list[str] = []
-        for name in [*known, *self.rois]:
-            if name in self.rois:
-                names += [whole.get(name.lower(), name), name]
-        return list(dict.fromkeys(names))
+        whole = {part: union for union, parts in UNIONS.items() for part in parts}
+        tables = [n for atlas in ATLASES.values() for r in atlas for n in (whole.get(r, r), r)]
+        own = {name.lower(): name for name in self.rois}
+        known = [
+            own.get(name.lower(), name)
+            for name in tables
+            if any(part.lower() in own for part in (name, *UNIONS.get(name, ())))
+        ]
+        return list(dict.fromkeys([*known, *self.rois]))
 
     def roi(self, name: str) -> Indices:
         """Columns of one region, int64 [n], increasing.

@@ -121,7 +121,7 @@ def test_vertices_are_an_exact_slice(saved: Path, images) -> None:
     whole = Engine.load(saved)
     part = Engine.load(saved, vertices=["PPA"])
     chosen = whole.space.roi("PPA")
-    assert part.space.V == len(chosen)
+    assert len(chosen) == part.space.V
     assert np.array_equal(part.predict(images).values, whole.predict(images).values[:, chosen])
     with pytest.raises(BrainfastError, match="EBA, PPA"):
         whole.take(["FFA"])
@@ -169,14 +169,18 @@ def test_another_subject_is_refused(encoder: Encoder) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_or_cut_file_is_one_line(folder: Path, name: str) -> None:
+    read = Engine.load if name == "folded.safetensors" else lambda at: bf.load(at).compile()
     whole = (folder / name).read_bytes()
-    for length in (None, 0, 7, len(whole) // 2, len(whole) - 1):
+    for length in (0, 7, len(whole) // 2, len(whole) - 2, None):
         if length is None:
             (folder / name).unlink()
         else:
             (folder / name).write_bytes(whole[:length])
+        if length is None and name == "trunk.safetensors":
+            read(folder)  # a random trunk is made again from its seed, and its hash checked
+            continue
         with pytest.raises(BrainfastError) as error:
-            bf.load(folder).compile()
+            read(folder)
         assert "\n" not in str(error.value)
 
 
@@ -200,7 +204,7 @@ def test_a_card_that_lies_is_refused(folder: Path, change: dict, said: str) -> N
 def test_changed_weights_do_not_pass(folder: Path, name: str) -> None:
     arrays = load_tensors(folder / name)
     key = "weight" if name.startswith("folded") else sorted(arrays)[0]
-    arrays[key] = arrays[key] * np.float32(1.05)
+    arrays[key] = arrays[key] + np.float32(0.05)
     save_tensors(folder / name, arrays)
     with pytest.raises(BrainfastError):
         Engine.load(folder)

@@ -361,8 +361,9 @@ def test_bad_names_and_options_are_refused():
         random_trunk("resnet18", block_gain=2.0)
     with pytest.raises(BrainfastError, match="block_gain"):
         random_trunk(block_gain=float("nan"))
-    with pytest.raises(BrainfastError, match="size"):
-        random_trunk(size=0)
+    for size in (0, 50, (32, 50)):  # timm would crop 50 to 48
+        with pytest.raises(BrainfastError, match="size"):
+            random_trunk(size=size)
     with pytest.raises(BrainfastError, match="pixels"):
         random_trunk(layers=(0,))(torch.zeros(1, 3, 32, 48))
 

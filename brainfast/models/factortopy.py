@@ -136,7 +136,7 @@ class FactorTopy(nn.Module):
         self.bias = nn.Parameter(_linear(vertices * self.config.samples, 1, fan_in=dim)[:, 0])
 
     @property
-    def V(self) -> int:  # noqa: N802
+    def V(self) -> int:
         """Number of vertices."""
         return len(self.coordinates)
 

@@ -105,7 +105,7 @@ def fit(
         steps=state.step,
         best_step=state.best_step,
         soup_steps=soup_steps,
-        golden_images=[data.train.images[i] for i in range(min(GOLDEN_IMAGES, len(data.train.images)))],
+        golden_images=data.train.images[:GOLDEN_IMAGES],
         history=state.history,
     )
 
@@ -148,9 +148,7 @@ def _run_key(
     return parsed
 
 
-def _default_work(
-    model: str, data: Dataset, trunk: Trunk, recipe: Recipe, seed: int
-) -> Path:
+def _default_work(model: str, data: Dataset, trunk: Trunk, recipe: Recipe, seed: int) -> Path:
     parts = [data.space.subject or "subject", model, trunk.config.name, recipe.name, str(seed)]
     return Path("brainfast-runs") / re.sub(r"[^\w.-]+", "_", "-".join(parts))
 

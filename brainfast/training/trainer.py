@@ -166,7 +166,7 @@ class Trainer:
         selectors = self.model.selectors()
         predicted = self.model.respond(tokens, selectors)
         loss = factortopy_loss(predicted, measured, selectors, self.recipe, step)
-        value = float(loss)
+        value = loss.item()
         if not np.isfinite(value):
             raise self._diverged(step, f"a loss of {value}")
         self.optimizer.zero_grad(set_to_none=True)
@@ -210,7 +210,7 @@ class Trainer:
 
     def _diverged(self, step: int, got: str) -> BrainfastError:
         last = self.state.history[-1]["step"] if self.state.history else None
-        kept = f"the checkpoint of step {last:.0f} is kept" if last else "no checkpoint was made yet"
+        kept = f"the checkpoint of step {last:.0f} is kept" if last else "no checkpoint is there"
         return BrainfastError(
             f"training step {step}",
             expected="a finite loss",

@@ -42,7 +42,9 @@ def write(path, n=12, m=3, lh=5, rh=4, high=10242, size=8, nsd=7):
         for row in range(count):
             pixels = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
             number = row * nsd + (kind == "test")
-            Image.fromarray(pixels).save(path / folder / f"{kind}-{row + 1:04d}_nsd-{number:05d}.png")
+            Image.fromarray(pixels).save(
+                path / folder / f"{kind}-{row + 1:04d}_nsd-{number:05d}.png"
+            )
     vertices = {
         "lh": np.sort(random.choice(high, lh, replace=False)),
         "rh": np.sort(random.choice(high, rh, replace=False)),

@@ -39,9 +39,7 @@ def make_tokens(seed: int = 0, images: int = 3) -> Tokens:
 def make_model(seed: int = 0, vertices: int = 11, **options: object) -> FactorTopy:
     torch.manual_seed(seed)
     coordinates = torch.randn(vertices, 3) * 40
-    model = FactorTopy(
-        coordinates, CHANNELS, LAYERS, FactorTopyConfig(dim=6, grid=GRID, **options)
-    )
+    model = FactorTopy(coordinates, CHANNELS, LAYERS, FactorTopyConfig(dim=6, grid=GRID, **options))
     with torch.no_grad():
         for parameter in model.selector_parameters:
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -81,11 +79,11 @@ def test_readout_starts_as_a_linear_layer_does() -> None:
     model = FactorTopy(torch.randn(2000, 3), CHANNELS, LAYERS, FactorTopyConfig(dim=16))
     for parameter in (model.weight, model.bias):
         assert parameter.abs().max() <= 0.25
-        assert parameter.std() == pytest.approx(0.25 / math.sqrt(3), rel=0.05)
+        assert parameter.std().item() == pytest.approx(0.25 / math.sqrt(3), rel=0.05)
 
 
 def interpolate(image: np.ndarray, x: float, y: float) -> np.ndarray:
-    """Bilinear sample of [D,H,W] at x, y in -1..1, zeros outside; written out, one corner a term."""
+    """Bilinear sample of [D,H,W] at x, y in -1..1, zeros outside, one corner a term."""
     _, height, width = image.shape
     column, row = ((x + 1) * width - 1) / 2, ((y + 1) * height - 1) / 2
     value = np.zeros(len(image))

@@ -42,7 +42,8 @@ def make_data(**changes: object) -> Arrays:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (40, 32, 32, 3), dtype=np.uint8)
     brightness = images.reshape(40, -1).mean(axis=1, keepdims=True)
-    responses = (brightness - brightness.mean()) / brightness.std() + rng.normal(size=(40, 12)) * 0.1
+    signal = (brightness - brightness.mean()) / brightness.std()
+    responses = signal + rng.normal(size=(40, 12)) * 0.1
     coordinates = rng.normal(size=(12, 3)) * 30
     given = {"images": images, "responses": responses, "coordinates": coordinates} | changes
     return Arrays(**given)

@@ -1,0 +1,78 @@
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float32] | NDArray[np.float64]
+
+def factor_readout_forward(
+    local: Float,  # [B,L,D,H,W]
+    global_: Float,  # [B,L,D]
+    space: Float,  # [V,2]
+    layer: Float,  # [V,L]
+    scale: Float,  # [V]
+    weight: Float,  # [V,D]
+    bias: Float,  # [V]
+    align_corners: bool = False,
+    isa: str = "",
+) -> NDArray[Any]: ...  # [B,V]
+def factor_readout_backward(
+    grad_output: Float,  # [B,V]
+    local: Float,  # [B,L,D,H,W]
+    global_: Float,  # [B,L,D]
+    space: Float,  # [V,2]
+    layer: Float,  # [V,L]
+    scale: Float,  # [V]
+    weight: Float,  # [V,D]
+    align_corners: bool,
+    needs: tuple[bool, ...],  # local, global_, space, layer, scale, weight, bias
+    isa: str = "",
+) -> list[NDArray[Any] | None]: ...
+
+class FactorReadoutPlan:
+    def __init__(
+        self,
+        space: NDArray[np.float32],  # [V,2]
+        layer: NDArray[np.float32],  # [V,L]
+        scale: NDArray[np.float32],  # [V]
+        weight: NDArray[np.float32],  # [V,D]
+        bias: NDArray[np.float32],  # [V]
+        height: int,
+        width: int,
+        align_corners: bool = False,
+        isa: str = "",
+    ) -> None: ...
+    def run(
+        self,
+        local: NDArray[np.float32],  # [B,L,D,H,W]
+        global_: NDArray[np.float32],  # [B,L,D]
+        out: NDArray[np.float32] | None = None,  # [B,V]
+    ) -> NDArray[np.float32]: ...
+    def adjoint(
+        self,
+        grad_output: NDArray[np.float32],  # [O,V]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...  # [O,L,D,H,W], [O,L,D]
+    @property
+    def vertices(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def flops_per_image(self) -> int: ...
+
+def isa() -> str: ...
+def supported_isas() -> list[str]: ...
+def num_threads() -> int: ...
+def set_num_threads(threads: int) -> None: ...
+def fma_ceiling(seconds: float = 0.1, isa: str = "") -> float: ...
+def build_info() -> dict[str, Any]: ...
+def cuda_info() -> dict[str, Any]: ...

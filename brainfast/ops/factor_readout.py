@@ -1,0 +1,204 @@
+"""FactorTopy's readout as a torch operator: schema, fake, gradients, over the compiled kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .. import _C
+from ..errors import BrainfastError
+from . import reference
+
+_LETTERS = {
+    "local": "BLDHW",
+    "global_": "BLD",
+    "space": "V2",
+    "layer": "VL",
+    "scale": "V",
+    "weight": "VD",
+    "bias": "V",
+}
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def factor_readout(
+    local: torch.Tensor,  # [B,L,D,H,W]
+    global_: torch.Tensor,  # [B,L,D]
+    space: torch.Tensor,  # [V,2]
+    layer: torch.Tensor,  # [V,L]
+    scale: torch.Tensor,  # [V]
+    weight: torch.Tensor,  # [V,D]
+    bias: torch.Tensor,  # [V]
+    *,
+    align_corners: bool = False,
+) -> torch.Tensor:  # [B,V]
+    """y = mean_D(weight sum_l layer_l ((1-scale) interp_l + scale global_l)) + bias.
+
+    interp_l is `local` sampled bilinearly, zeros outside, at `space` (x then y, in -1..1). B and V
+    may be 0. float32, bfloat16 and float16 are computed and answered in float32, each gradient in
+    its argument's dtype; float64 goes with float64 only. On the CPU the compiled kernels run; on
+    other devices `reference.factor_readout_cells` does. The same bits for any number of threads.
+    Errors: a wrong rank, size, dtype or device, or a sampling point that is not finite, is a
+    BrainfastError. Source: Yang et al., Brain Decodes Deep Nets, Listing 1.
+    """
+    tensors = (local, global_, space, layer, scale, weight, bias)
+    _check(dict(zip(_LETTERS, tensors, strict=True)))
+    response: torch.Tensor = _readout(*tensors, align_corners=align_corners)
+    return response
+
+
+@torch.library.custom_op("brainfast::factor_readout", mutates_args=())
+def _readout(
+    local: torch.Tensor,
+    global_: torch.Tensor,
+    space: torch.Tensor,
+    layer: torch.Tensor,
+    scale: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    *,
+    align_corners: bool = False,
+) -> torch.Tensor:
+    _check_finite(space)
+    tensors = _in_compute_dtype(local, global_, space, layer, scale, weight, bias)
+    if local.device.type != "cpu":
+        return reference.factor_readout_cells(*tensors, align_corners=align_corners)
+    arrays = [tensor.contiguous().numpy(force=True) for tensor in tensors]
+    return torch.from_numpy(_C.factor_readout_forward(*arrays, align_corners))
+
+
+@torch.library.custom_op("brainfast::factor_readout_backward", mutates_args=())
+def _readout_backward(
+    grad_output: torch.Tensor,
+    local: torch.Tensor,
+    global_: torch.Tensor,
+    space: torch.Tensor,
+    layer: torch.Tensor,
+    scale: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    needs: Sequence[bool],
+    *,
+    align_corners: bool = False,
+) -> list[torch.Tensor]:
+    """Gradients in the order of the readout's arguments; an empty tensor where none is needed."""
+    inputs = (local, global_, space, layer, scale, weight, bias)
+    tensors = _in_compute_dtype(*inputs[:-1])
+    grad_output = grad_output.to(tensors[0].dtype)
+    found: Sequence[Any]
+    if local.device.type != "cpu":
+        found = reference.factor_readout_cells_backward(
+            grad_output, *tensors, align_corners=align_corners
+        )
+    else:
+        arrays = [t.contiguous().numpy(force=True) for t in (grad_output, *tensors)]
+        results = _C.factor_readout_backward(*arrays, align_corners, tuple(needs))
+        found = [None if array is None else torch.from_numpy(array) for array in results]
+    return [
+        grad.to(tensor.dtype) if need else tensor.new_empty(0)
+        for grad, tensor, need in zip(found, inputs, needs, strict=True)
+    ]
+
+
+@_readout.register_fake
+def _(
+    local: torch.Tensor, *others: torch.Tensor, align_corners: bool = False
+) -> torch.Tensor:
+    return local.new_empty((local.shape[0], others[-1].shape[0]), dtype=_compute_dtype(local))
+
+
+@_readout_backward.register_fake
+def _(
+    grad_output: torch.Tensor, *others: Any, align_corners: bool = False
+) -> list[torch.Tensor]:
+    *inputs, needs = others
+    return [
+        tensor.new_empty(tensor.shape if need else (0,))
+        for tensor, need in zip(inputs, needs, strict=True)
+    ]
+
+
+def _save(
+    ctx: Any,
+    inputs: tuple[torch.Tensor, ...],
+    keyword_only_inputs: dict[str, Any],
+    output: torch.Tensor,
+) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.align_corners = keyword_only_inputs["align_corners"]
+
+
+def _differentiate(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    needs = list(ctx.needs_input_grad)
+    grads = _readout_backward(
+        grad_output, *ctx.saved_tensors, needs, align_corners=ctx.align_corners
+    )
+    return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+
+
+_readout.register_autograd(_differentiate, setup_context=_save)
+
+
+def _compute_dtype(tensor: torch.Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _in_compute_dtype(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    dtype = _compute_dtype(tensors[0])
+    return [tensor.to(dtype) for tensor in tensors]
+
+
+def _check(tensors: dict[str, torch.Tensor]) -> None:
+    local = tensors["local"]
+    sizes: dict[str, int] = {"2": 2}
+    for name, tensor in tensors.items():
+        letters = _LETTERS[name]
+        shape = f"[{','.join(letters)}]"
+        if tensor.ndim != len(letters):
+            raise BrainfastError(name, expected=shape, got=f"shape {list(tensor.shape)}")
+        for letter, size in zip(letters, tensor.shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                raise BrainfastError(
+                    name,
+                    expected=f"{shape} with {letter}={sizes[letter]}",
+                    got=f"shape {list(tensor.shape)}",
+                )
+        _check_kind(name, tensor, local)
+    for letter in "LDHW":
+        if sizes[letter] == 0:
+            raise BrainfastError(
+                "local",
+                expected=f"at least one element along {letter} of [B,L,D,H,W]",
+                got=f"shape {list(local.shape)}",
+            )
+
+
+def _check_kind(name: str, tensor: torch.Tensor, local: torch.Tensor) -> None:
+    double = local.dtype == torch.float64
+    if tensor.dtype not in _DTYPES or (tensor.dtype == torch.float64) != double:
+        raise BrainfastError(
+            name,
+            expected="float64, as local is" if double else "float32, bfloat16 or float16",
+            got=str(tensor.dtype).removeprefix("torch."),
+            remedy="convert it with .double() or .float()",
+        )
+    if tensor.device != local.device:
+        raise BrainfastError(
+            name,
+            expected=f"a tensor on {local.device}, as local is",
+            got=f"one on {tensor.device}",
+            remedy=f"move it with .to({str(local.device)!r})",
+        )
+
+
+def _check_finite(space: torch.Tensor) -> None:
+    bad = ~torch.isfinite(space).all(dim=1)
+    if bad.any():
+        raise BrainfastError(
+            "space",
+            expected="finite sampling points",
+            got=f"NaN or infinity at vertex {int(bad.nonzero()[0])}",
+            remedy="check the coordinates and the learning rate",
+        )
