@@ -13,6 +13,7 @@ def factor_readout_forward(
     scale: Float,  # [V]
     weight: Float,  # [V,D]
     bias: Float,  # [V]
+    *,
     align_corners: bool = False,
     isa: str = "",
 ) -> NDArray[Any]: ...  # [B,V]
@@ -24,8 +25,9 @@ def factor_readout_backward(
     layer: Float,  # [V,L]
     scale: Float,  # [V]
     weight: Float,  # [V,D]
-    align_corners: bool,
+    *,
     needs: tuple[bool, ...],  # local, global_, space, layer, scale, weight, bias
+    align_corners: bool = False,
     isa: str = "",
 ) -> list[NDArray[Any] | None]: ...
 

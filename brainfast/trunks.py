@@ -338,7 +338,8 @@ def _shapes(
     model: torch.nn.Module, layers: tuple[int, ...], size: tuple[int, int]
 ) -> list[tuple[int, ...]]:
     """Shapes [1,C,H,W] of each layer's patches, by a pass on the meta device: nothing computed."""
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None) or (1, 1)
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None) or 1
+    patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
     if any(side % edge for side, edge in zip(size, patch, strict=True)):
         # timm would leave the last rows and columns out, which crops the visual field.
         raise BrainfastError("size", expected=f"multiples of the patch {patch}", got=str(size))

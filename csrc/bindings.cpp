@@ -127,8 +127,9 @@ using OptionalArrays = std::array<std::optional<py::array>, 7>;
 
 OptionalArrays backward(const py::array& grad_output, const py::array& local,
                         const py::array& global, const py::array& space, const py::array& layer,
-                        const py::array& scale, const py::array& weight, bool align_corners,
-                        const std::array<bool, 7>& needs, const std::string& isa) {
+                        const py::array& scale, const py::array& weight,
+                        const std::array<bool, 7>& needs, bool align_corners,
+                        const std::string& isa) {
   check_rank(local, "local", 5, "[B,L,D,H,W]");
   const ReadoutShape shape =
       shape_from(layer, weight, local.shape(3), local.shape(4), align_corners);
@@ -245,11 +246,12 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of brainfast. Arrays are C-contiguous numpy arrays.";
   m.def("factor_readout_forward", &forward, py::arg("local"), py::arg("global_"), py::arg("space"),
         py::arg("layer"), py::arg("scale"), py::arg("weight"), py::arg("bias"),
-        py::arg("align_corners") = false, py::arg("isa") = "",
+        py::kw_only(), py::arg("align_corners") = false, py::arg("isa") = "",
         "[B,L,D,H,W], [B,L,D], [V,2], [V,L], [V], [V,D], [V] -> [B,V]; float32 or float64.");
   m.def("factor_readout_backward", &backward, py::arg("grad_output"), py::arg("local"),
         py::arg("global_"), py::arg("space"), py::arg("layer"), py::arg("scale"),
-        py::arg("weight"), py::arg("align_corners"), py::arg("needs"), py::arg("isa") = "",
+        py::arg("weight"), py::kw_only(), py::arg("needs"), py::arg("align_corners") = false,
+        py::arg("isa") = "",
         "grad_output [B,V] -> gradients of local, global_, space, layer, scale, weight, bias; "
         "None where `needs` says no.");
   py::class_<FactorReadoutPlan>(m, "FactorReadoutPlan",

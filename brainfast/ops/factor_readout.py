@@ -66,7 +66,7 @@ def _readout(
     if local.device.type != "cpu":
         return reference.factor_readout_cells(*tensors, align_corners=align_corners)
     arrays = [tensor.contiguous().numpy(force=True) for tensor in tensors]
-    return torch.from_numpy(_C.factor_readout_forward(*arrays, align_corners))
+    return torch.from_numpy(_C.factor_readout_forward(*arrays, align_corners=align_corners))
 
 
 @torch.library.custom_op("brainfast::factor_readout_backward", mutates_args=())
@@ -94,7 +94,9 @@ def _readout_backward(
         )
     else:
         arrays = [t.contiguous().numpy(force=True) for t in (grad_output, *tensors)]
-        results = _C.factor_readout_backward(*arrays, align_corners, tuple(needs))
+        results = _C.factor_readout_backward(
+            *arrays, needs=tuple(needs), align_corners=align_corners
+        )
         found = [None if array is None else torch.from_numpy(array) for array in results]
     return [
         grad.to(tensor.dtype) if need else tensor.new_empty(0)
@@ -103,16 +105,12 @@ def _readout_backward(
 
 
 @_readout.register_fake
-def _(
-    local: torch.Tensor, *others: torch.Tensor, align_corners: bool = False
-) -> torch.Tensor:
+def _(local: torch.Tensor, *others: torch.Tensor, align_corners: bool = False) -> torch.Tensor:
     return local.new_empty((local.shape[0], others[-1].shape[0]), dtype=_compute_dtype(local))
 
 
 @_readout_backward.register_fake
-def _(
-    grad_output: torch.Tensor, *others: Any, align_corners: bool = False
-) -> list[torch.Tensor]:
+def _(grad_output: torch.Tensor, *others: Any, align_corners: bool = False) -> list[torch.Tensor]:
     *inputs, needs = others
     return [
         tensor.new_empty(tensor.shape if need else (0,))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+from torch.nn import functional
 
 
 def factor_readout(
@@ -27,7 +27,7 @@ def factor_readout(
     Source: Yang et al., Brain Decodes Deep Nets, Listing 1.
     """
     images, layers, channels, height, width = local.shape
-    sampled = F.grid_sample(
+    sampled = functional.grid_sample(
         local.reshape(images, layers * channels, height, width),
         space[None, :, None].expand(images, -1, -1, -1),
         mode="bilinear",

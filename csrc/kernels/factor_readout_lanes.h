@@ -112,8 +112,6 @@ BRAINFAST_INLINE void transpose(Q (&row)[4]) {
   row[3] = BRAINFAST_SHUFFLE(Mask, high, high2, 2, 3, 6, 7);
 }
 
-// ---- packing
-
 template <class M, int Rows>
 void pack_tokens_rows(const ReadoutView<typename M::Scalar>& view, const typename M::Scalar* local,
                       const typename M::Scalar* global, int64_t channel_begin, int64_t channel_end,
@@ -208,8 +206,6 @@ BRAINFAST_INLINE int64_t filled_lanes(const ReadoutCell& cell, int64_t group) {
   return smaller(M::kLanes, cell.vertex_count - (group - cell.group_begin) * M::kLanes);
 }
 
-// ---- forward
-
 // mixed[c] += sum_l layer[c][l] (weight[c] . x[l]) for a block of layers. A function of its own, so
 // that nothing but the sums is alive in the loop that needs nearly every register.
 template <class M, int Rows, int Columns>
@@ -296,8 +292,6 @@ void forward(const ReadoutView<typename M::Scalar>& view, const ReadoutUnit& uni
     }
   });
 }
-
-// ---- ceiling
 
 template <class M>
 int64_t fma_loop(int64_t iterations, typename M::Scalar* sink) {

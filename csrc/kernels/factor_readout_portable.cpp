@@ -1,5 +1,5 @@
 #define BRAINFAST_ISA_NAMESPACE readout_portable
-#include "factor_readout_lanes_backward.h"
+#include "factor_readout_lanes_table.h"
 
 namespace brainfast {
 

@@ -1,0 +1,177 @@
+// Gradients of the tokens, as a matrix product over vectors of channels: coefficients x weights.
+#pragma once
+
+#include "factor_readout_lanes.h"
+
+namespace brainfast::BRAINFAST_ISA_NAMESPACE {
+
+constexpr int64_t kTokenChunk = 128;  // vertices at a time
+
+template <class M>
+int64_t whole_vectors(int64_t channels) {
+  return (channels + M::kLanes - 1) / M::kLanes * M::kLanes;
+}
+
+// Weights over D of one group as rows of whole vectors, in the sorted order of vertices.
+template <class M>
+void sort_weight(const ReadoutView<typename M::Scalar>& view, int64_t group,
+                 typename M::Scalar* sorted) {
+  using T = typename M::Scalar;
+  const T mean = T(1) / static_cast<T>(view.channels);
+  const int64_t width = whole_vectors<M>(view.channels);
+  for (int64_t lane = 0; lane < M::kLanes; ++lane) {
+    const int64_t vertex = view.vertex[group * M::kLanes + lane];
+    T* const row = sorted + lane * width;
+    if (vertex < 0) return;  // nobody reads the rows of padding
+    if (view.packed_weight) {
+      const T* const from = view.packed_weight + group * view.channels * M::kLanes + lane;
+      for (int64_t d = 0; d < view.channels; ++d) row[d] = from[d * M::kLanes];
+    } else {
+      const T* const from = view.weight + vertex * view.channels;
+      for (int64_t d = 0; d < view.channels; ++d) row[d] = from[d] * mean;
+    }
+    for (int64_t d = view.channels; d < width; ++d) row[d] = T(0);
+  }
+}
+
+template <class T>
+struct TokenScratch {
+  T* sums;          // [pixels + 1, Q*R, width]
+  T* coefficients;  // [slots, Q] planes of [chunk, R]
+  int64_t width;    // channels of the slice, rounded up to whole vectors
+  int64_t plane;    // elements of a plane; stores run over its end by less than a vector
+};
+
+template <class M>
+int64_t plane_size(const ReadoutView<typename M::Scalar>& view) {
+  return kTokenChunk * view.rows + M::kLanes;
+}
+
+template <class M>
+int64_t token_scratch(const ReadoutView<typename M::Scalar>& view, int64_t channels) {
+  return whole_vectors<M>(channels) * (view.pixels + 1) * view.blocks * view.rows +
+         5 * view.blocks * plane_size<M>(view);
+}
+
+template <class M>
+TokenScratch<typename M::Scalar> carve_tokens(const ReadoutView<typename M::Scalar>& view,
+                                              int64_t channels, typename M::Scalar* at) {
+  const int64_t width = whole_vectors<M>(channels);
+  return {at, at + (view.pixels + 1) * view.blocks * view.rows * width, width,
+          plane_size<M>(view)};
+}
+
+// coefficients[slot, block][i, r] = g corner layer, of `count` vertices that begin at `position` of
+// the sorted order.
+template <class M, int Rows>
+void fill_token_chunk(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
+                      const typename M::Scalar* grad_output,
+                      const TokenScratch<typename M::Scalar>& scratch, int64_t position,
+                      int64_t count) {
+  using T = typename M::Scalar;
+  using Loose = typename M::Loose;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t group = (position + i) / M::kLanes, lane = (position + i) % M::kLanes;
+    const T grad = grad_output[view.vertex[position + i]];
+    const T* const layer = view.layer_rows + (position + i) * view.layer_row_stride;
+    const T* const corner = view.corner + group * 5 * M::kLanes + lane;
+    T* to = scratch.coefficients + i * Rows;
+    for (int slot = 0; slot < cell.slots; ++slot) {
+      const T factor = grad * corner[slot * M::kLanes];
+      for (int64_t block = 0; block < view.blocks; ++block, to += scratch.plane) {
+        // Whole vectors: what runs past the row is written again by the next vertex, or never read.
+        BRAINFAST_UNROLL
+        for (int r = 0; r < Rows; r += M::kLanes) {
+          const Loose values = *reinterpret_cast<const Loose*>(layer + block * Rows + r);
+          *reinterpret_cast<Loose*>(to + r) = values * factor;
+        }
+      }
+    }
+  }
+}
+
+// sums [Rows, width] += coefficients [count, Rows] x weight rows, for Columns vectors of channels.
+template <class M, int Rows, int Columns>
+__attribute__((noinline)) void token_tile(const typename M::Scalar* coefficients,
+                                          const typename M::Scalar* weight,
+                                          int64_t weight_width, int64_t count,
+                                          typename M::Scalar* sums, int64_t width) {
+  typename M::Vector sum[Rows][Columns];
+  BRAINFAST_UNROLL
+  for (int i = 0; i < Rows * Columns; ++i) {
+    sum[i / Columns][i % Columns] =
+        load<M>(sums + i / Columns * width + i % Columns * M::kLanes);
+  }
+  multiply<M, Rows, Columns>(sum, coefficients, weight, {Rows, 1, weight_width, M::kLanes}, count);
+  BRAINFAST_UNROLL
+  for (int i = 0; i < Rows * Columns; ++i) {
+    store<M>(sums + i / Columns * width + i % Columns * M::kLanes,
+             sum[i / Columns][i % Columns]);
+  }
+}
+
+template <class M, int Rows>
+void add_token_chunk(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
+                     const TokenScratch<typename M::Scalar>& scratch,
+                     const typename M::Scalar* weight, int64_t count) {
+  using T = typename M::Scalar;
+  const int64_t weight_width = whole_vectors<M>(view.channels);
+  for (int slot = 0; slot < cell.slots; ++slot) {
+    for (int64_t block = 0; block < view.blocks; ++block) {
+      const T* const x = scratch.coefficients + (slot * view.blocks + block) * scratch.plane;
+      T* const to = scratch.sums + (cell.pixel[slot] * view.blocks + block) * Rows * scratch.width;
+      int64_t d = 0;
+      for (; d + 2 * M::kLanes <= scratch.width; d += 2 * M::kLanes) {
+        token_tile<M, Rows, 2>(x, weight + d, weight_width, count, to + d, scratch.width);
+      }
+      if (d < scratch.width) {
+        token_tile<M, Rows, 1>(x, weight + d, weight_width, count, to + d, scratch.width);
+      }
+    }
+  }
+}
+
+template <class M, int Rows>
+void add_token_cell(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
+                    const ReadoutTokenTask<typename M::Scalar>& task,
+                    const TokenScratch<typename M::Scalar>& scratch) {
+  const int64_t weight_width = whole_vectors<M>(view.channels);
+  for (int64_t begin = 0; begin < cell.vertex_count; begin += kTokenChunk) {
+    const int64_t count = smaller(kTokenChunk, cell.vertex_count - begin);
+    const int64_t position = cell.group_begin * M::kLanes + begin;
+    fill_token_chunk<M, Rows>(view, cell, task.grad_output, scratch, position, count);
+    add_token_chunk<M, Rows>(view, cell, scratch,
+                             task.sorted_weight + position * weight_width + task.channel_begin,
+                             count);
+  }
+}
+
+template <class M>
+void token_gradients(const ReadoutView<typename M::Scalar>& view,
+                     const ReadoutTokenTask<typename M::Scalar>& task) {
+  using T = typename M::Scalar;
+  const int64_t channels = task.channel_end - task.channel_begin;
+  const int64_t padded = view.blocks * view.rows;
+  const TokenScratch<T> scratch = carve_tokens<M>(view, channels, task.scratch);
+  const int64_t size = (view.pixels + 1) * padded * scratch.width;
+  for (int64_t i = 0; i < size; ++i) scratch.sums[i] = T(0);
+  with_count<M::kMaxRows>(view.rows, [&](auto rows) {
+    for (int64_t cell = 0; cell < view.cell_count; ++cell) {
+      add_token_cell<M, rows.value>(view, view.cells[cell], task, scratch);
+    }
+  });
+  for (int64_t l = 0; l < view.layers; ++l) {
+    for (int64_t d = 0; d < channels; ++d) {
+      const T* const from = scratch.sums + l * scratch.width + d;
+      const int64_t row = l * view.channels + task.channel_begin + d;
+      const int64_t stride = padded * scratch.width;
+      if (task.local) {
+        T* const to = task.local + row * view.pixels;
+        for (int64_t p = 0; p < view.pixels; ++p) to[p] = from[p * stride];
+      }
+      if (task.global) task.global[row] = from[view.pixels * stride];
+    }
+  }
+}
+
+}  // namespace brainfast::BRAINFAST_ISA_NAMESPACE
