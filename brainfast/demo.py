@@ -162,7 +162,8 @@ def _numpy_selectors(encoder: Encoder) -> Selectors:
 
 def _print_scores(scores: Scores, found: dict[str, float]) -> None:
     summary = scores.summary()
-    typer.echo("  " + ", ".join(f"{name} {value:.3f}" for name, value in summary.items()))
+    shown = ("r2_mean", "r2_median", "r_mean", "ceiling_mean", "normalised_mean")
+    typer.echo("  scores: " + ", ".join(f"{name} {summary[name]:.3f}" for name in shown))
     typer.echo("  recovered: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
 
 

@@ -134,7 +134,7 @@ def _photographs(result: DemoResult) -> list[Photograph]:
 def _summary(result: DemoResult) -> list[tuple[str, object]]:
     rows = [row for row in result.bench.rows if row.batch == 1 and row.median_ms is not None]
     ours = next(row for row in rows if row.library == "brainfast" and row.precision == "fp32")
-    normalised = result.scores.summary()["normalised"]
+    normalised = result.scores.summary()["normalised_mean"]
     return [
         ("vertices", result.data.space.V),
         ("R2, unseen photograph", float(np.nanmean(result.scores.r2))),

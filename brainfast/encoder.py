@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -257,7 +258,8 @@ class Encoder:
     def _predict(self, images: Any, batch_size: int) -> Iterator[NDArray[np.float32]]:
         selectors = self.head.selectors()
         for pixels in self._pixels(images, batch_size):
-            yield self.head.respond(self.trunk(pixels), selectors).numpy()
+            tokens = self.trunk(pixels.to(self.trunk.device))
+            yield self.head.respond(tokens, selectors).cpu().numpy()
 
     def _record(self, card: ScoreCard) -> None:
         others = [old for old in self.card.scores if old.split != card.split]
@@ -266,7 +268,7 @@ class Encoder:
 
 def _space_card(space: VertexSpace, head: Any) -> SpaceCard:
     _, about = space.to_arrays()
-    coordinates = head.coordinates.numpy()
+    coordinates = head.coordinates.cpu().numpy()
     return SpaceCard(
         vertices=space.V,
         surface=head.config.surface,
@@ -292,22 +294,21 @@ def _make_golden(trunk: Trunk, head: Any, images: Sequence[Any]) -> Golden:
 
 
 def _score_card(split: str, scores: Scores) -> ScoreCard:
-    def summary(
-        reduce: Callable[[NDArray[np.float64]], Any], values: NDArray[np.float64] | None
-    ) -> float | None:
-        finite = np.zeros(0) if values is None else values[np.isfinite(values)]
-        return float(reduce(finite)) if finite.size else None
+    summary = scores.summary()
+
+    def known(name: str) -> float | None:
+        return summary[name] if math.isfinite(summary[name]) else None
 
     return ScoreCard(
         split=split,
         split_hash=scores.split_hash,
         images=scores.n,
-        r2_mean=summary(np.mean, scores.r2),
-        r2_median=summary(np.median, scores.r2),
-        r_mean=summary(np.mean, scores.r),
-        challenge_mean=summary(np.mean, scores.normalised),
-        challenge_median=summary(np.median, scores.normalised),
-        ceiling_mean=summary(np.mean, scores.ceiling),
+        r2_mean=known("r2_mean"),
+        r2_median=known("r2_median"),
+        r_mean=known("r_mean"),
+        challenge_mean=known("normalised_mean"),
+        challenge_median=known("normalised_median"),
+        ceiling_mean=known("ceiling_mean"),
         reason=scores.reason,
     )
 

@@ -26,14 +26,15 @@ def twin(
     vertices: NDArray[np.int64],  # [n]
 ) -> NDArray[np.float64]:  # [B,n]
     """Responses by Listing 1 in float64, one image at a time, on the trunk's fp32 tokens."""
-    head = copy.deepcopy(head).double()
+    head = copy.deepcopy(head).cpu().double()
     samples = head.config.samples
     rows = torch.from_numpy((vertices[:, None] * samples + np.arange(samples)).reshape(-1))
     selectors = [selector[rows] for selector in head.selectors()]
     weight, bias = head.weight[rows], head.bias[rows]
     parts = []
     for pixels in iter_pixels(as_sequence(images), trunk.preprocessing, 1):
-        tokens = trunk(torch.from_numpy(pixels)).map(lambda array: array.double())
+        tokens = trunk(torch.from_numpy(pixels).to(trunk.device))
+        tokens = tokens.map(lambda array: array.cpu().double())
         response = reference.factor_readout(*head.align(tokens), *selectors, weight, bias)
         parts.append(response.unflatten(1, (len(vertices), samples)).mean(dim=2).numpy())
     return np.concatenate(parts)

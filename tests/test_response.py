@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from nilearn.surface import load_surf_data
 
-from brainfast import response as module
+from brainfast import maps
 from brainfast.errors import BrainfastError
 from brainfast.response import Response
 from brainfast.vertex_space import VertexSpace
@@ -111,7 +111,7 @@ def test_plot_draws_one_image(monkeypatch):
         seen.update(values=values, space=space, **options)
         return "figure"
 
-    monkeypatch.setattr(module, "value_map", value_map)
+    monkeypatch.setattr(maps, "value_map", value_map)
     response = make(names=("cat", "dog"))
     assert response.plot(1) == "figure"
     assert seen["values"].tolist() == [5, 6, 7, 8, 9]

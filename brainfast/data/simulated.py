@@ -197,20 +197,19 @@ def _signal(
         )
     rows = torch.from_numpy(train)
     matrices = [torch.from_numpy(matrix) for matrix in planted.bottleneck]
-    arrays = [
+    space, layer, scale, weight = (
         torch.from_numpy(getattr(planted, name)) for name in ("space", "layer", "scale", "weight")
-    ]
+    )
     bias = torch.zeros(planted.vertices.V)
     local = [_standardise(torch.as_tensor(t), rows, (0, 2, 3)) for t in tokens.local]
-    global_ = [_standardise(torch.as_tensor(t), rows, (0,)) for t in tokens.global_]
-    aligned_local = list(zip(matrices, local, strict=True))
-    aligned_global = list(zip(matrices, global_, strict=True))
+    summary = [_standardise(torch.as_tensor(t), rows, (0,)) for t in tokens.global_]
+    pairs = list(zip(matrices, local, summary, strict=True))
     parts = []
     for start in range(0, tokens.B, BATCH):
         some = slice(start, start + BATCH)
-        near = [torch.einsum("dc,bchw->bdhw", m, t[some]) for m, t in aligned_local]
-        whole = [t[some] @ m.T for m, t in aligned_global]
-        y = factor_readout(torch.stack(near, 1), torch.stack(whole, 1), *arrays, bias)
+        near = torch.stack([torch.einsum("dc,bchw->bdhw", m, t[some]) for m, t, _ in pairs], 1)
+        whole = torch.stack([t[some] @ m.T for m, _, t in pairs], 1)
+        y = factor_readout(near, whole, space, layer, scale, weight, bias)
         parts.append(y.double().numpy())
     return np.concatenate(parts)
 

@@ -98,7 +98,7 @@ def fit(
     return Encoder.from_training(
         model=model,
         trunk=trunk,
-        head=head.cpu(),
+        head=head,
         data=data,
         recipe=recipe.model_dump(mode="json"),
         seed=seed,

@@ -237,8 +237,7 @@ void forward_groups(const ReadoutView<typename M::Scalar>& view, const ReadoutCe
   const T* const layer = view.layer + group * layer_stride;
   const T* const corner = view.corner + group * 5 * M::kLanes;
   for (int64_t image = image_begin; image < image_end; ++image) {
-    Vector answer[Columns];
-    for (int c = 0; c < Columns; ++c) answer[c] = load<M>(view.bias + (group + c) * M::kLanes);
+    Vector answer[Columns] = {};
     for (int slot = 0; slot < cell.slots; ++slot) {
       const T* x = tokens + image * view.image_stride + cell.pixel[slot] * view.pixel_stride;
       Vector mixed[Columns] = {};
@@ -252,6 +251,8 @@ void forward_groups(const ReadoutView<typename M::Scalar>& view, const ReadoutCe
     }
     T* const row = output + image * view.vertices;
     for (int c = 0; c < Columns; ++c) {
+      // Last, so that a large bias costs one rounding only.
+      answer[c] += load<M>(view.bias + (group + c) * M::kLanes);
       const std::int32_t* const vertex = view.vertex + (group + c) * M::kLanes;
       const int64_t filled = filled_lanes<M>(cell, group + c);
       for (int64_t lane = 0; lane < filled; ++lane) row[vertex[lane]] = answer[c][lane];
