@@ -172,7 +172,8 @@ def _compile(
 ) -> tuple[Encoder, Engine, list[ParityCard]]:
     encoder.save(folder, onnx=True)
     again = load(folder)
-    images = [data.heldout.images[i] for i in range(min(8, len(data.heldout)))]
+    images = data.heldout.images[:4]
+    expected = again.twin(images)
     engine = again.compile()
     forms = [
         engine,
@@ -180,7 +181,7 @@ def _compile(
         again.compile(runtime="onnx", folder=folder),
         again.compile(trunk_precision="bf16"),
     ]
-    parity = [again.parity(form, images) for form in tqdm(forms, desc="parity", unit="form")]
+    parity = [again.parity(form, images, expected) for form in tqdm(forms, desc="parity", unit="form")]
     again.card.write(folder)
     for card in parity:
         typer.echo(

@@ -169,13 +169,20 @@ class Encoder:
         self.golden.check(opened, head, self.card.trunk.preprocessing)
         return Engine(opened, head, self.space, self.card).take(vertices)
 
-    def parity(self, engine: Engine, images: Any) -> ParityCard:
+    def twin(self, images: Any) -> NDArray[np.float64]:
+        """Responses [B,V] by Listing 1 in float64 on the trunk's fp32 tokens: the yardstick."""
+        return twin(self.trunk, self.head, images)
+
+    def parity(
+        self, engine: Engine, images: Any, expected: NDArray[np.float64] | None = None
+    ) -> ParityCard:
         """Compare an engine with the float64 twin on some images, and put the result in the card.
 
-        The twin is Listing 1 in float64 on the fp32 tokens of this encoder's own trunk. Errors are
-        in standard deviations of the twin's response, over all vertices that the engine has.
+        Errors are in standard deviations of the twin's response, over the vertices that the engine
+        has. expected: what `twin` gave for these images, where it is known already.
         """
-        card = compare(self.trunk, self.head, self.space, engine, images)
+        expected = self.twin(images) if expected is None else expected
+        card = compare(expected, self.space, engine, images)
         key = (card.form, card.precision, card.trunk_precision)
         others = [p for p in self.card.parity if (p.form, p.precision, p.trunk_precision) != key]
         self.card = self.card.model_copy(update={"parity": (*others, card)})

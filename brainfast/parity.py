@@ -23,12 +23,13 @@ def twin(
     trunk: Trunk,
     head: Any,
     images: Any,
-    vertices: NDArray[np.int64],  # [n]
+    vertices: NDArray[np.int64] | None = None,  # [n]
 ) -> NDArray[np.float64]:  # [B,n]
     """Responses by Listing 1 in float64, one image at a time, on the trunk's fp32 tokens."""
     head = copy.deepcopy(head).cpu().double()
     samples = head.config.samples
-    rows = torch.from_numpy((vertices[:, None] * samples + np.arange(samples)).reshape(-1))
+    chosen = np.arange(head.V) if vertices is None else vertices
+    rows = torch.from_numpy((chosen[:, None] * samples + np.arange(samples)).reshape(-1))
     selectors = [selector[rows] for selector in head.selectors()]
     weight, bias = head.weight[rows], head.bias[rows]
     parts = []
@@ -36,16 +37,19 @@ def twin(
         tokens = trunk(torch.from_numpy(pixels).to(trunk.device))
         tokens = tokens.map(lambda array: array.cpu().double())
         response = reference.factor_readout(*head.align(tokens), *selectors, weight, bias)
-        parts.append(response.unflatten(1, (len(vertices), samples)).mean(dim=2).numpy())
+        parts.append(response.unflatten(1, (len(chosen), samples)).mean(dim=2).numpy())
     return np.concatenate(parts)
 
 
-def compare(trunk: Trunk, head: Any, space: VertexSpace, engine: Engine, images: Any) -> ParityCard:
+def compare(
+    expected: NDArray[np.float64],  # [B,V], the twin's
+    space: VertexSpace,
+    engine: Engine,
+    images: Any,
+) -> ParityCard:
     """Error of an engine's responses to `images`, in standard deviations of the twin's."""
-    vertices = _positions(space, engine.space)
-    expected = twin(trunk, head, images, vertices)
-    found = engine.predict(images).values
-    error = (found - expected) / expected.std()
+    expected = expected[:, _positions(space, engine.space)]
+    error = (engine.predict(images).values - expected) / expected.std()
     return ParityCard(
         form=engine.runtime.name,
         precision=engine.head.precision,

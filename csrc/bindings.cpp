@@ -40,8 +40,7 @@ void check_rank(const py::array& array, const char* name, py::ssize_t rank, cons
 template <class T>
 void check_array(const py::array& array, const char* name, const Sizes& shape) {
   const char* dtype = sizeof(T) == 4 ? "float32" : "float64";
-  check(py::isinstance<py::array_t<T>>(array), name, dtype,
-        std::string(py::str(array.dtype())));
+  check(py::isinstance<py::array_t<T>>(array), name, dtype, std::string(py::str(array.dtype())));
   if (shape_of(array) != shape) fail(name, "shape " + text_of(shape), text_of(shape_of(array)));
   check((array.flags() & py::array::c_style) && array.dtype().byteorder() != '>', name,
         "a contiguous array", "a strided one");
@@ -64,8 +63,8 @@ ReadoutShape shape_from(const py::array& layer, const py::array& weight, py::ssi
                         py::ssize_t width, bool align_corners) {
   check_rank(layer, "layer", 2, "[V,L]");
   check_rank(weight, "weight", 2, "[V,D]");
-  const ReadoutShape shape{layer.shape(0), layer.shape(1), weight.shape(1), height, width,
-                           align_corners};
+  const ReadoutShape shape{layer.shape(0), layer.shape(1), weight.shape(1),
+                           height,         width,          align_corners};
   constexpr py::ssize_t kMost = py::ssize_t{1} << 20;
   check(shape.layers >= 1, "layer", "at least one layer", text_of(shape_of(layer)));
   check(shape.channels >= 1, "weight", "at least one channel", text_of(shape_of(weight)));
@@ -79,8 +78,7 @@ ReadoutParameters<T> parameters_from(const ReadoutShape& shape, const py::array&
                                      const py::array& layer, const py::array& scale,
                                      const py::array& weight, const py::array* bias) {
   const py::ssize_t vertices = shape.vertices;
-  return {read<T>(space, "space", {vertices, 2}),
-          read<T>(layer, "layer", {vertices, shape.layers}),
+  return {read<T>(space, "space", {vertices, 2}), read<T>(layer, "layer", {vertices, shape.layers}),
           read<T>(scale, "scale", {vertices}),
           read<T>(weight, "weight", {vertices, shape.channels}),
           bias ? read<T>(*bias, "bias", {vertices}) : nullptr};
@@ -91,10 +89,10 @@ ReadoutTokens<T> tokens_from(const ReadoutShape& shape, const py::array& local,
                              const py::array& global) {
   check_rank(local, "local", 5, "[B,L,D,H,W]");
   const py::ssize_t images = local.shape(0);
-  return {images,
-          read<T>(local, "local",
-                  {images, shape.layers, shape.channels, shape.height, shape.width}),
-          read<T>(global, "global_", {images, shape.layers, shape.channels})};
+  return {
+      images,
+      read<T>(local, "local", {images, shape.layers, shape.channels, shape.height, shape.width}),
+      read<T>(global, "global_", {images, shape.layers, shape.channels})};
 }
 
 // Calls f with a zero of the type that `array` holds: float or double.
@@ -245,13 +243,12 @@ py::dict cuda_info_dict() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of brainfast. Arrays are C-contiguous numpy arrays.";
   m.def("factor_readout_forward", &forward, py::arg("local"), py::arg("global_"), py::arg("space"),
-        py::arg("layer"), py::arg("scale"), py::arg("weight"), py::arg("bias"),
-        py::kw_only(), py::arg("align_corners") = false, py::arg("isa") = "",
+        py::arg("layer"), py::arg("scale"), py::arg("weight"), py::arg("bias"), py::kw_only(),
+        py::arg("align_corners") = false, py::arg("isa") = "",
         "[B,L,D,H,W], [B,L,D], [V,2], [V,L], [V], [V,D], [V] -> [B,V]; float32 or float64.");
   m.def("factor_readout_backward", &backward, py::arg("grad_output"), py::arg("local"),
-        py::arg("global_"), py::arg("space"), py::arg("layer"), py::arg("scale"),
-        py::arg("weight"), py::kw_only(), py::arg("needs"), py::arg("align_corners") = false,
-        py::arg("isa") = "",
+        py::arg("global_"), py::arg("space"), py::arg("layer"), py::arg("scale"), py::arg("weight"),
+        py::kw_only(), py::arg("needs"), py::arg("align_corners") = false, py::arg("isa") = "",
         "grad_output [B,V] -> gradients of local, global_, space, layer, scale, weight, bias; "
         "None where `needs` says no.");
   py::class_<FactorReadoutPlan>(m, "FactorReadoutPlan",
@@ -263,9 +260,11 @@ PYBIND11_MODULE(_C, m) {
            "local [B,L,D,H,W], global_ [B,L,D] -> [B,V], written into `out` where given.")
       .def("adjoint", &plan_adjoint, py::arg("grad_output"),
            "grad_output [O,V] -> (local [O,L,D,H,W], global_ [O,L,D]).")
-      .def_property_readonly("vertices", [](const FactorReadoutPlan& p) { return p.shape().vertices; })
+      .def_property_readonly("vertices",
+                             [](const FactorReadoutPlan& p) { return p.shape().vertices; })
       .def_property_readonly("layers", [](const FactorReadoutPlan& p) { return p.shape().layers; })
-      .def_property_readonly("channels", [](const FactorReadoutPlan& p) { return p.shape().channels; })
+      .def_property_readonly("channels",
+                             [](const FactorReadoutPlan& p) { return p.shape().channels; })
       .def_property_readonly("height", [](const FactorReadoutPlan& p) { return p.shape().height; })
       .def_property_readonly("width", [](const FactorReadoutPlan& p) { return p.shape().width; })
       .def_property_readonly("isa", [](const FactorReadoutPlan& p) { return name_of(p.isa()); })
@@ -280,12 +279,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("num_threads", &num_threads, py::call_guard<py::gil_scoped_release>());
   m.def("set_num_threads", &set_num_threads, py::arg("threads"),
         py::call_guard<py::gil_scoped_release>());
-  m.def("fma_ceiling", [](double seconds, const std::string& isa) {
-          const Isa chosen = select_isa(isa);
-          const py::gil_scoped_release release;
-          return fma_ceiling(chosen, seconds);
-        }, py::arg("seconds") = 0.1, py::arg("isa") = "",
-        "GFLOP/s of float32 multiply-adds on registers, on all threads of the pool.");
+  m.def(
+      "fma_ceiling",
+      [](double seconds, const std::string& isa) {
+        const Isa chosen = select_isa(isa);
+        const py::gil_scoped_release release;
+        return fma_ceiling(chosen, seconds);
+      },
+      py::arg("seconds") = 0.1, py::arg("isa") = "",
+      "GFLOP/s of float32 multiply-adds on registers, on all threads of the pool.");
   m.def("build_info", &build_info);
   m.def("cuda_info", &cuda_info_dict);
 }

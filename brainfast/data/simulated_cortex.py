@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix, identity
-from scipy.sparse.csgraph import dijkstra
+from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.spatial import cKDTree
 
 from ..errors import BrainfastError
@@ -221,13 +221,17 @@ def _ring(eccentricity: Floats, angle: Floats, name: str) -> Mask:
 
 
 def _close(graph: csr_matrix, mask: Mask) -> Mask:
-    """The mask with its gaps filled: grown by `GAP` along the mesh, and shrunk again."""
+    """The mask with its gaps filled: grown by `GAP` along the mesh and shrunk again, no holes."""
 
     def near(those: Mask) -> Mask:
         seeds = np.flatnonzero(those)
         return np.asarray(dijkstra(graph, indices=seeds, min_only=True, limit=GAP) <= GAP)
 
-    return np.asarray(mask | ~near(~near(mask)))
+    closed = np.asarray(mask | ~near(~near(mask)))
+    outside = np.flatnonzero(~closed)
+    _, part = connected_components(graph[outside][:, outside], directed=False)
+    closed[outside[part != np.bincount(part).argmax()]] = True
+    return closed
 
 
 def _halves(areas: dict[str, Mask], angle: Floats) -> dict[str, Mask]:

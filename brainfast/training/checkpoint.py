@@ -65,9 +65,9 @@ def load_checkpoint(
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     try:
         model.load_state_dict(weights)
-        named = dict(model.named_parameters())
-        for name, parameter in named.items():
-            optimizer.state[parameter] = {k: tensors[f"{k}.{name}"] for k in STATES}
+        for name, parameter in model.named_parameters():
+            if f"step.{name}" in tensors:
+                optimizer.state[parameter] = {k: tensors[f"{k}.{name}"] for k in STATES}
     except (RuntimeError, KeyError) as error:
         raise _damaged(path, "other tensors than this model's") from error
     return progress

@@ -164,7 +164,10 @@ class Trainer:
     def _step(self, step: int) -> float:
         tokens, measured = self.train.batch(self.sampler.indices(step), self.device)
         selectors = self.model.selectors()
-        predicted = self.model.respond(tokens, selectors)
+        try:
+            predicted = self.model.respond(tokens, selectors)
+        except BrainfastError as error:
+            raise self._diverged(step, f"{error.name} with {error.got}") from error
         loss = factortopy_loss(predicted, measured, selectors, self.recipe, step)
         value = loss.item()
         if not np.isfinite(value):

@@ -75,10 +75,9 @@ void pack_tokens(const ReadoutLayout<T>& layout, const ReadoutTokens<T>& tokens,
   const std::int64_t rows = view.layers * view.channels;
   pool.run(tokens.images * parts, [&](std::int64_t task, int) {
     const std::int64_t image = task / parts, begin = task % parts * kChannels;
-    layout.kernels().pack_tokens(view, tokens.local + image * rows * view.pixels,
-                                 tokens.global + image * rows, begin,
-                                 std::min(begin + kChannels, view.channels),
-                                 packed + image * view.image_stride);
+    layout.kernels().pack_tokens(
+        view, tokens.local + image * rows * view.pixels, tokens.global + image * rows, begin,
+        std::min(begin + kChannels, view.channels), packed + image * view.image_stride);
   });
 }
 

@@ -1,5 +1,6 @@
-// FactorTopy readout: y = mean_D(weight * sum_l layer_l ((1-scale) interp_l + scale global_l)) + bias,
-// where interp_l is `local` sampled bilinearly, with zeros outside, at `space` (x, y in -1..1).
+// FactorTopy readout: y = mean_D(weight * sum_l layer_l ((1-scale) interp_l + scale global_l)) +
+// bias, where interp_l is `local` sampled bilinearly, with zeros outside, at `space` (x, y in
+// -1..1).
 //
 // Vertices are sorted by the grid cell that their sampling point falls in. Inside a cell all of
 // them read the same pixels, so a cell is a matrix product and nothing of size V x D x L exists.
@@ -78,8 +79,8 @@ class FactorReadoutPlan {
 
   const ReadoutShape& shape() const;
   Isa isa() const;
-  std::int64_t bytes() const;           // of packed parameters
-  std::int64_t flops_per_image() const; // multiply-adds count two; padding is not counted
+  std::int64_t bytes() const;            // of packed parameters
+  std::int64_t flops_per_image() const;  // multiply-adds count two; padding is not counted
 
  private:
   struct State;

@@ -1,5 +1,6 @@
 // What the readout's instruction-set objects share: plain structures and a table of functions.
-// No inline function lives here, so that none is compiled with one object's flags and run by another.
+// No inline function lives here, so that none is compiled with one object's flags and run by
+// another.
 #pragma once
 
 #include <cstdint>
@@ -63,10 +64,10 @@ struct ReadoutVertexTask {
 template <class T>
 struct ReadoutTokenTask {
   std::int64_t channel_begin, channel_end;  // begin: a multiple of the lanes
-  const T* sorted_weight;  // [G*lanes, D rounded up to lanes], from sort_weight
-  const T* grad_output;    // [V], this image's
-  T* local;                // [L, D, pixels], this image's
-  T* global;               // [L, D], this image's
+  const T* sorted_weight;                   // [G*lanes, D rounded up to lanes], from sort_weight
+  const T* grad_output;                     // [V], this image's
+  T* local;                                 // [L, D, pixels], this image's
+  T* global;                                // [L, D], this image's
   T* scratch;
 };
 

@@ -11,7 +11,9 @@
 #endif
 
 #define BRAINFAST_INLINE inline __attribute__((always_inline))
-#if defined(__clang__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define BRAINFAST_UNROLL  // with a check at every access, unrolled code takes minutes to compile
+#elif defined(__clang__)
 #define BRAINFAST_UNROLL _Pragma("unroll")
 #else
 #define BRAINFAST_UNROLL _Pragma("GCC unroll 64")
@@ -262,7 +264,8 @@ void forward_groups(const ReadoutView<typename M::Scalar>& view, const ReadoutCe
 
 template <class M>
 int64_t forward_scratch(const ReadoutView<typename M::Scalar>& view) {
-  return view.packed_weight ? 0 : M::columns(static_cast<int>(view.rows)) * view.channels * M::kLanes;
+  return view.packed_weight ? 0
+                            : M::columns(static_cast<int>(view.rows)) * view.channels * M::kLanes;
 }
 
 template <class M>

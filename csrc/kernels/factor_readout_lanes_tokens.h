@@ -57,8 +57,7 @@ template <class M>
 TokenScratch<typename M::Scalar> carve_tokens(const ReadoutView<typename M::Scalar>& view,
                                               int64_t channels, typename M::Scalar* at) {
   const int64_t width = whole_vectors<M>(channels);
-  return {at, at + (view.pixels + 1) * view.blocks * view.rows * width, width,
-          plane_size<M>(view)};
+  return {at, at + (view.pixels + 1) * view.blocks * view.rows * width, width, plane_size<M>(view)};
 }
 
 // coefficients[slot, block][i, r] = g corner layer, of `count` vertices that begin at `position` of
@@ -93,20 +92,17 @@ void fill_token_chunk(const ReadoutView<typename M::Scalar>& view, const Readout
 // sums [Rows, width] += coefficients [count, Rows] x weight rows, for Columns vectors of channels.
 template <class M, int Rows, int Columns>
 __attribute__((noinline)) void token_tile(const typename M::Scalar* coefficients,
-                                          const typename M::Scalar* weight,
-                                          int64_t weight_width, int64_t count,
-                                          typename M::Scalar* sums, int64_t width) {
+                                          const typename M::Scalar* weight, int64_t weight_width,
+                                          int64_t count, typename M::Scalar* sums, int64_t width) {
   typename M::Vector sum[Rows][Columns];
   BRAINFAST_UNROLL
   for (int i = 0; i < Rows * Columns; ++i) {
-    sum[i / Columns][i % Columns] =
-        load<M>(sums + i / Columns * width + i % Columns * M::kLanes);
+    sum[i / Columns][i % Columns] = load<M>(sums + i / Columns * width + i % Columns * M::kLanes);
   }
   multiply<M, Rows, Columns>(sum, coefficients, weight, {Rows, 1, weight_width, M::kLanes}, count);
   BRAINFAST_UNROLL
   for (int i = 0; i < Rows * Columns; ++i) {
-    store<M>(sums + i / Columns * width + i % Columns * M::kLanes,
-             sum[i / Columns][i % Columns]);
+    store<M>(sums + i / Columns * width + i % Columns * M::kLanes, sum[i / Columns][i % Columns]);
   }
 }
 

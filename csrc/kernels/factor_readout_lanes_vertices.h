@@ -82,8 +82,8 @@ void finish_selectors(const ReadoutView<typename M::Scalar>& view, const Readout
     for (int64_t i = 0; i < filled; ++i) task.scale[vertex[i]] = grad[i];
   }
   if (task.space) {
-    const Vector across = (T(1) - y) * (grad_corner[1] - grad_corner[0]) +
-                          y * (grad_corner[3] - grad_corner[2]);
+    const Vector across =
+        (T(1) - y) * (grad_corner[1] - grad_corner[0]) + y * (grad_corner[3] - grad_corner[2]);
     const Vector local = T(1) - load<M>(view.scale + group * M::kLanes);
     const T* const slope = view.slope + group * 2 * M::kLanes;
     const Vector grad_x = local * across * load<M>(slope);
@@ -163,7 +163,8 @@ __attribute__((noinline)) void weight_tile(const ReadoutView<typename M::Scalar>
   typename M::Vector sum[Rows][Columns];
   T* const to = grad_weight + channel * Columns * M::kLanes;
   BRAINFAST_UNROLL
-  for (int i = 0; i < Rows * Columns; ++i) sum[i / Columns][i % Columns] = load<M>(to + i * M::kLanes);
+  for (int i = 0; i < Rows * Columns; ++i)
+    sum[i / Columns][i % Columns] = load<M>(to + i * M::kLanes);
   for (int64_t image = 0; image < images; ++image) {
     for (int slot = 0; slot < cell.slots; ++slot) {
       const T* x = tokens + image * view.image_stride + cell.pixel[slot] * view.pixel_stride +
@@ -175,7 +176,8 @@ __attribute__((noinline)) void weight_tile(const ReadoutView<typename M::Scalar>
     }
   }
   BRAINFAST_UNROLL
-  for (int i = 0; i < Rows * Columns; ++i) store<M>(to + i * M::kLanes, sum[i / Columns][i % Columns]);
+  for (int i = 0; i < Rows * Columns; ++i)
+    store<M>(to + i * M::kLanes, sum[i / Columns][i % Columns]);
 }
 
 // from [D, columns, lanes] over D -> rows of grad_weight [V,D].

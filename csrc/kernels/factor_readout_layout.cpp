@@ -139,16 +139,15 @@ void ReadoutLayout<T>::cut_units() {
   for (std::size_t cell = 0; cell < cells_.size(); ++cell) {
     for (std::int64_t begin = cells_[cell].group_begin; begin < cells_[cell].group_end;
          begin += step) {
-      units_.push_back({static_cast<std::int64_t>(cell), begin,
-                        std::min(begin + step, cells_[cell].group_end)});
+      units_.push_back(
+          {static_cast<std::int64_t>(cell), begin, std::min(begin + step, cells_[cell].group_end)});
     }
   }
 }
 
 template <class T>
-void ReadoutLayout<T>::pack_group(const ReadoutShape& shape,
-                                  const ReadoutParameters<T>& parameters, const ReadoutCell& cell,
-                                  std::int64_t group) {
+void ReadoutLayout<T>::pack_group(const ReadoutShape& shape, const ReadoutParameters<T>& parameters,
+                                  const ReadoutCell& cell, std::int64_t group) {
   const std::int64_t lanes = view_.lanes, padded = view_.blocks * view_.rows;
   T* const layer = layer_.data() + group * padded * lanes;
   T* const rows = layer_rows_.data() + group * lanes * view_.layer_row_stride;
@@ -198,8 +197,8 @@ void ReadoutLayout<T>::pack_weight(ThreadPool& pool) {
 template <class T>
 std::int64_t ReadoutLayout<T>::bytes() const {
   std::size_t elements = 0;
-  for (const auto* buffer : {&layer_, &layer_rows_, &corner_, &bias_, &fraction_, &slope_, &scale_,
-                             &weight_}) {
+  for (const auto* buffer :
+       {&layer_, &layer_rows_, &corner_, &bias_, &fraction_, &slope_, &scale_, &weight_}) {
     elements += buffer->capacity();
   }
   return static_cast<std::int64_t>(elements * sizeof(T) +

@@ -40,8 +40,7 @@ CudaDevice describe(int index) {
   cudaError_t error = cudaGetDeviceProperties(&properties, index);
   if (error == cudaSuccess) {
     device.name = properties.name;
-    device.capability =
-        std::to_string(properties.major) + "." + std::to_string(properties.minor);
+    device.capability = std::to_string(properties.major) + "." + std::to_string(properties.minor);
     device.memory_bytes = static_cast<std::int64_t>(properties.totalGlobalMem);
     error = cudaSetDevice(index);
   }

@@ -17,7 +17,8 @@ using namespace brainfast;
 
 namespace {
 
-// Plain integers: a task that ran twice, or a write that is not seen, shows here and in a sanitizer.
+// Plain integers: a task that ran twice, or a write that is not seen, shows here and in a
+// sanitizer.
 void expect_each_once(ThreadPool& pool, std::int64_t tasks) {
   std::vector<int> count(tasks), participants(tasks);
   pool.run(tasks, [&](std::int64_t task, int participant) {
@@ -74,9 +75,7 @@ void test_several_callers() {
 void test_a_job_inside_a_job() {
   ThreadPool pool(3);
   std::atomic<int> sum{0};
-  pool.run(6, [&](std::int64_t, int) {
-    pool.run(5, [&](std::int64_t, int) { ++sum; });
-  });
+  pool.run(6, [&](std::int64_t, int) { pool.run(5, [&](std::int64_t, int) { ++sum; }); });
   EXPECT(sum == 30);
 }
 
