@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .errors import BrainfastError
     from .response import Response
-    from .training import fit
+    from .training.fit import fit
 
 __all__ = ["BrainfastError", "Encoder", "Engine", "Response", "data", "fit", "load"]
 

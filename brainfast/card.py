@@ -104,7 +104,7 @@ class ParityCard(_Strict):
 class Card(_Strict):
     """`config.json` of a model folder."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     model: str
     brainfast_version: str
     trunk: TrunkConfig

@@ -87,21 +87,23 @@ def simulate(
     progress: bool = True,
 ) -> Planted:
     """Write a simulated subject whose responses are a planted FactorTopy of the trunk's tokens."""
-    with tqdm(desc="photographs", unit="image", disable=not progress) as bar:
+    bar = tqdm(desc="photographs", unit="image", disable=not progress)
 
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+    def advance(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
 
-        return write_subject(
-            folder,
-            trunk_tokens=lambda paths: _all_tokens(trunk, paths, progress),
-            n_images=n_images,
-            vertices=vertices,
-            dim=int(RECIPES["demo"].head["dim"]),
-            seed=seed,
-            progress=advance,
-        )
+    return write_subject(
+        folder,
+        trunk_tokens=lambda paths: _all_tokens(trunk, paths, progress),
+        n_images=n_images,
+        vertices=vertices,
+        dim=int(RECIPES["demo"].head["dim"]),
+        seed=seed,
+        progress=advance,
+    )
 
 
 def open_subject(folder: Path, *, seed: int = 0) -> Algonauts:
@@ -181,7 +183,9 @@ def _compile(
         again.compile(runtime="onnx", folder=folder),
         again.compile(trunk_precision="bf16"),
     ]
-    parity = [again.parity(form, images, expected) for form in tqdm(forms, desc="parity", unit="form")]
+    parity = [
+        again.parity(form, images, expected) for form in tqdm(forms, desc="parity", unit="form")
+    ]
     again.card.write(folder)
     for card in parity:
         typer.echo(
@@ -191,7 +195,7 @@ def _compile(
     return again, engine, parity
 
 
-def _predict_unseen(engine: Engine, data: Algonauts, count: int = 3) -> Unseen:
+def _predict_unseen(engine: Engine, data: Algonauts, count: int = 4) -> Unseen:
     challenge = data.challenge
     assert challenge is not None
     assert challenge.responses is not None

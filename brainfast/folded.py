@@ -144,7 +144,8 @@ class FoldedFactorTopy:
         response: Array = self._plan.run(local, global_)
         if self.samples == 1:
             return response
-        return response.reshape(len(response), self.V, self.samples).sum(axis=2)
+        summed: Array = response.reshape(len(response), self.V, self.samples).sum(axis=2)
+        return summed
 
     def run(self, tokens: Tokens) -> Array:
         """Raw trunk tokens -> response [B,V] in z units."""
@@ -234,15 +235,18 @@ class FoldedFactorTopy:
         for key in wanted:
             _check_array(f"{name}: {key}", arrays[key])
         local, global_ = (
-            tuple(np.asarray(arrays[f"bottleneck.{scale}.{layer}"]) for layer in layers)
-            for scale in _SCALES
+            tuple(arrays[f"bottleneck.{scale}.{layer}"] for layer in layers) for scale in _SCALES
         )
         return cls(
-            **{key: np.asarray(arrays[key]) for key in _VERTEX_ARRAYS},
+            space=arrays["space"],
+            layer=arrays["layer"],
+            scale=arrays["scale"],
+            weight=arrays["weight"],
+            bias=arrays["bias"],
             bottleneck_local=local,
             bottleneck_global=global_,
-            offset_local=np.asarray(arrays["offset.local"]),
-            offset_global=np.asarray(arrays["offset.global"]),
+            offset_local=arrays["offset.local"],
+            offset_global=arrays["offset.global"],
             layers=tuple(layers),
             grid=grid,
             samples=samples,

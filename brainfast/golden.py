@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,13 +38,13 @@ class Golden:
 
     def __post_init__(self) -> None:
         shapes = (self.images.shape, self.vertices.shape, self.response.shape)
-        dtypes = (self.images.dtype, self.vertices.dtype, self.response.dtype)
+        dtypes = tuple(str(a.dtype) for a in (self.images, self.vertices, self.response))
         fits = (
             self.images.ndim == 4
             and self.images.shape[3] == 3
             and self.vertices.ndim == 1
             and self.response.shape == (len(self.images), len(self.vertices))
-            and dtypes == (np.uint8, np.int64, np.float32)
+            and dtypes == ("uint8", "int64", "float32")
         )
         if not fits:
             raise BrainfastError(
@@ -55,7 +56,15 @@ class Golden:
 
     def save(self, folder: Path) -> None:
         """Write `golden.safetensors` into `folder`."""
-        tensors = {"images": self.images, "vertices": self.vertices, "response": self.response}
+        tensors: dict[str, NDArray[Any]] = {
+            "images": self.images,
+            "vertices": self.vertices,
+            "response": self.response,
+        }
+            "images": self.images,
+            "vertices": self.vertices,
+            "response": self.response,
+        }
         save_tensors(folder / GOLDEN_FILE, tensors)
 
     @classmethod

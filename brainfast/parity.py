@@ -30,14 +30,15 @@ def twin(
     samples = head.config.samples
     chosen = np.arange(head.V) if vertices is None else vertices
     rows = torch.from_numpy((chosen[:, None] * samples + np.arange(samples)).reshape(-1))
-    selectors = [selector[rows] for selector in head.selectors()]
+    space, layer, scale = (selector[rows] for selector in head.selectors())
     weight, bias = head.weight[rows], head.bias[rows]
     parts = []
     for pixels in iter_pixels(as_sequence(images), trunk.preprocessing, 1):
         tokens = trunk(torch.from_numpy(pixels).to(trunk.device))
         tokens = tokens.map(lambda array: array.cpu().double())
-        response = reference.factor_readout(*head.align(tokens), *selectors, weight, bias)
-        parts.append(response.unflatten(1, (len(chosen), samples)).mean(dim=2).numpy())
+        local, global_ = head.align(tokens)
+        response = reference.factor_readout(local, global_, space, layer, scale, weight, bias)
+        parts.append(response.reshape(-1, len(chosen), samples).mean(dim=2).numpy())
     return np.concatenate(parts)
 
 

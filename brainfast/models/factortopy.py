@@ -109,6 +109,9 @@ class FactorTopy(nn.Module):
 
     coordinates: torch.Tensor
     encoding: torch.Tensor
+    select_space: nn.Module
+    select_layer: nn.Module
+    select_scale: nn.Module
 
     def __init__(
         self,
@@ -156,7 +159,7 @@ class FactorTopy(nn.Module):
         response = factor_readout(local, global_, *selectors, self.weight, self.bias)
         if self.config.samples == 1:
             return response
-        return response.unflatten(1, (self.V, self.config.samples)).mean(dim=2)
+        return response.reshape(len(response), self.V, self.config.samples).mean(dim=2)
 
     def align(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
         """Raw tokens -> local [B,L,D,H,W] and global [B,L,D] in the shared channel space."""
@@ -170,7 +173,8 @@ class FactorTopy(nn.Module):
             local.append(self.bottleneck_local[index] @ patch)
             global_.append(self._global_bottleneck(index) @ summary)
         grid = self.config.grid if self.config.space_selector else (1, 1)
-        return torch.stack(local, 1).unflatten(3, grid), torch.stack(global_, 1).squeeze(3)
+        stacked = torch.stack(local, 1)
+        return stacked.reshape(*stacked.shape[:3], *grid), torch.stack(global_, 1).squeeze(3)
 
     def selectors(self) -> Selectors:
         """Evaluate the selectors of all vertices; an axis without a selector is averaged."""
@@ -244,7 +248,8 @@ class FactorTopy(nn.Module):
 
     def _global_bottleneck(self, index: int) -> torch.Tensor:
         shared = self.config.bottleneck == "shared"
-        return (self.bottleneck_local if shared else self.bottleneck_global)[index]
+        matrix: torch.Tensor = (self.bottleneck_local if shared else self.bottleneck_global)[index]
+        return matrix
 
     def _fold_bottleneck(
         self, scale: str, index: int

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class Dataset(Protocol):
     val: Split
     space: VertexSpace
     coordinates: np.ndarray
-    surface: str
+    surface: Literal["inflated", "sphere"]
     split_hash: str
 
 
@@ -48,7 +48,7 @@ def fit(
     work: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
-    cache_dtype: str = "fp32",
+    cache_dtype: Literal["fp32", "bf16"] = "fp32",
     progress: bool = True,
     **options: Any,
 ) -> Encoder:

@@ -19,7 +19,8 @@ def layer_negentropy(layer: torch.Tensor) -> torch.Tensor:  # [V,L] -> []
     layers = layer.shape[1]
     if layers == 1:
         return layer.new_zeros(())
-    return torch.special.entr(layer).sum(dim=1).mean() / -math.log(layers)
+    entropy: torch.Tensor = torch.special.entr(layer).sum(dim=1).mean()
+    return entropy / -math.log(layers)
 
 
 def factortopy_loss(
@@ -34,7 +35,7 @@ def factortopy_loss(
     The squared term is the reference code's, `recipe.scale_regularizer`; the paper has none.
     Source: Yang et al., Brain Decodes Deep Nets, appendix E.
     """
-    loss = F.smooth_l1_loss(predicted, measured, beta=recipe.smooth_l1_beta)
+    loss: torch.Tensor = F.smooth_l1_loss(predicted, measured, beta=recipe.smooth_l1_beta)
     strength = recipe.regularizer * max(0.0, 1.0 - step / recipe.regularizer_steps)
     if strength == 0.0:
         return loss

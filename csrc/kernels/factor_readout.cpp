@@ -1,12 +1,11 @@
 #include "factor_readout.h"
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <chrono>
 #include <type_traits>
 
-#include "../runtime/aligned_buffer.h"
+#include "../runtime/scratch.h"
 #include "../runtime/thread_pool.h"
 #include "factor_readout_layout.h"
 
@@ -28,43 +27,8 @@ const ReadoutKernels<T>& kernels_of(Isa isa) {
   }
 }
 
-// Memory of one call, kept for the next.
-template <class T>
-struct Scratch {
-  AlignedBuffer<T> tokens;
-  AlignedBuffer<T> weight;
-  AlignedBuffer<T> work;
-};
-
-// A few scratches that threads take and put back without a lock, so that a fork in between is safe.
-class ScratchShelf {
- public:
-  ~ScratchShelf() {
-    for (auto& slot : slots_) delete slot.load();
-  }
-
-  std::unique_ptr<Scratch<float>> take() {
-    for (auto& slot : slots_) {
-      if (Scratch<float>* found = slot.exchange(nullptr)) {
-        return std::unique_ptr<Scratch<float>>(found);
-      }
-    }
-    return std::make_unique<Scratch<float>>();
-  }
-
-  void put(std::unique_ptr<Scratch<float>> scratch) {
-    for (auto& slot : slots_) {
-      Scratch<float>* empty = nullptr;
-      if (slot.compare_exchange_strong(empty, scratch.get())) {
-        scratch.release();
-        return;
-      }
-    }
-  }
-
- private:
-  std::array<std::atomic<Scratch<float>*>, 8> slots_{};
-};
+// What the numbered buffers of a scratch hold.
+enum Buffer { kTokens, kWork, kWeight };
 
 template <class T>
 void pack_tokens(const ReadoutLayout<T>& layout, const ReadoutTokens<T>& tokens, T* packed,
@@ -82,15 +46,15 @@ void pack_tokens(const ReadoutLayout<T>& layout, const ReadoutTokens<T>& tokens,
 }
 
 template <class T>
-void run_forward(const ReadoutLayout<T>& layout, const ReadoutTokens<T>& tokens,
-                 Scratch<T>& scratch, T* output, ThreadPool& pool) {
+void run_forward(const ReadoutLayout<T>& layout, const ReadoutTokens<T>& tokens, Scratch& scratch,
+                 T* output, ThreadPool& pool) {
   constexpr std::int64_t kCacheElements = 1 << 16;  // of tokens that a cell reads from
   const ReadoutView<T>& view = layout.view();
   if (tokens.images == 0 || view.vertices == 0) return;
-  scratch.tokens.reserve(tokens.images * view.image_stride);
-  pack_tokens(layout, tokens, scratch.tokens.data(), pool);
+  T* const packed = scratch.room<T>(kTokens, tokens.images * view.image_stride);
+  pack_tokens(layout, tokens, packed, pool);
   const std::int64_t size = layout.kernels().forward_scratch(view) + kLine;
-  scratch.work.reserve(size * pool.size());
+  T* const work = scratch.room<T>(kWork, size * pool.size());
   // Weights that are packed on the way are packed once a unit, so then all images go together.
   const std::int64_t fitting = std::max<std::int64_t>(kCacheElements / (5 * view.pixel_stride), 1);
   const std::int64_t block = view.packed_weight ? fitting : tokens.images;
@@ -99,8 +63,8 @@ void run_forward(const ReadoutLayout<T>& layout, const ReadoutTokens<T>& tokens,
   pool.run(units * blocks, [&](std::int64_t task, int participant) {
     const std::int64_t begin = task / units * block;
     layout.kernels().forward(view, layout.units()[task % units], begin,
-                             std::min(begin + block, tokens.images), scratch.tokens.data(), output,
-                             scratch.work.data() + participant * size);
+                             std::min(begin + block, tokens.images), packed, output,
+                             work + participant * size);
   });
 }
 
@@ -108,7 +72,7 @@ void run_forward(const ReadoutLayout<T>& layout, const ReadoutTokens<T>& tokens,
 // slices are changes no sum, so it may follow the number of threads.
 template <class T>
 void run_token_gradients(const ReadoutLayout<T>& layout, std::int64_t images, const T* grad_output,
-                         T* local, T* global, Scratch<T>& scratch, ThreadPool& pool) {
+                         T* local, T* global, Scratch& scratch, ThreadPool& pool) {
   const ReadoutView<T>& view = layout.view();
   if (images == 0) return;
   std::int64_t width = 8 * view.lanes;
@@ -118,49 +82,48 @@ void run_token_gradients(const ReadoutLayout<T>& layout, std::int64_t images, co
   }
   const std::int64_t slices = (view.channels + width - 1) / width;
   const std::int64_t size = layout.kernels().token_scratch(view, width) + kLine;
-  scratch.work.reserve(size * pool.size());
+  T* const work = scratch.room<T>(kWork, size * pool.size());
   const std::int64_t rows = view.layers * view.channels;
-  const std::int64_t group_size =
-      (view.channels + view.lanes - 1) / view.lanes * view.lanes * view.lanes;
-  scratch.weight.reserve(layout.groups() * group_size);
+  const std::int64_t group_size = view.lanes * view.sorted_stride;
+  T* const sorted = scratch.room<T>(kWeight, layout.groups() * group_size);
   pool.run(layout.groups(), [&](std::int64_t group, int) {
-    layout.kernels().sort_weight(view, group, scratch.weight.data() + group * group_size);
+    layout.kernels().sort_weight(view, group, sorted + group * group_size);
   });
   pool.run(images * slices, [&](std::int64_t task, int participant) {
     const std::int64_t image = task / slices, begin = task % slices * width;
-    ReadoutTokenTask<T> work{};
-    work.channel_begin = begin;
-    work.channel_end = std::min(begin + width, view.channels);
-    work.sorted_weight = scratch.weight.data();
-    work.grad_output = grad_output + image * view.vertices;
-    work.local = local ? local + image * rows * view.pixels : nullptr;
-    work.global = global ? global + image * rows : nullptr;
-    work.scratch = scratch.work.data() + participant * size;
-    layout.kernels().token_gradients(view, work);
+    ReadoutTokenTask<T> slice{};
+    slice.channel_begin = begin;
+    slice.channel_end = std::min(begin + width, view.channels);
+    slice.sorted_weight = sorted;
+    slice.grad_output = grad_output + image * view.vertices;
+    slice.local = local ? local + image * rows * view.pixels : nullptr;
+    slice.global = global ? global + image * rows : nullptr;
+    slice.scratch = work + participant * size;
+    layout.kernels().token_gradients(view, slice);
   });
 }
 
 template <class T>
 void run_vertex_gradients(const ReadoutLayout<T>& layout, const ReadoutTokens<T>& tokens,
                           const T* grad_output, const ReadoutGradients<T>& gradients,
-                          Scratch<T>& scratch, ThreadPool& pool) {
+                          Scratch& scratch, ThreadPool& pool) {
   const ReadoutView<T>& view = layout.view();
-  scratch.tokens.reserve(tokens.images * view.image_stride);
-  pack_tokens(layout, tokens, scratch.tokens.data(), pool);
+  T* const packed = scratch.room<T>(kTokens, tokens.images * view.image_stride);
+  pack_tokens(layout, tokens, packed, pool);
   const std::int64_t size = layout.kernels().vertex_scratch(view, tokens.images) + kLine;
-  scratch.work.reserve(size * pool.size());
+  T* const work = scratch.room<T>(kWork, size * pool.size());
   pool.run(static_cast<std::int64_t>(layout.units().size()),
            [&](std::int64_t unit, int participant) {
-             ReadoutVertexTask<T> work{};
-             work.images = tokens.images;
-             work.tokens = scratch.tokens.data();
-             work.grad_output = grad_output;
-             work.space = gradients.space;
-             work.layer = gradients.layer;
-             work.scale = gradients.scale;
-             work.weight = gradients.weight;
-             work.scratch = scratch.work.data() + participant * size;
-             layout.kernels().vertex_gradients(view, layout.units()[unit], work);
+             ReadoutVertexTask<T> piece{};
+             piece.images = tokens.images;
+             piece.tokens = packed;
+             piece.grad_output = grad_output;
+             piece.space = gradients.space;
+             piece.layer = gradients.layer;
+             piece.scale = gradients.scale;
+             piece.weight = gradients.weight;
+             piece.scratch = work + participant * size;
+             layout.kernels().vertex_gradients(view, layout.units()[unit], piece);
            });
 }
 
@@ -179,8 +142,8 @@ void factor_readout_forward(const ReadoutShape& shape, const ReadoutParameters<T
                             const ReadoutTokens<T>& tokens, T* output, Isa isa) {
   const auto pool = shared_pool();
   const ReadoutLayout<T> layout(shape, parameters, kernels_of<T>(isa), *pool);
-  Scratch<T> scratch;
-  run_forward(layout, tokens, scratch, output, *pool);
+  BorrowedScratch scratch(pool->shelf());
+  run_forward(layout, tokens, *scratch, output, *pool);
 }
 
 template <class T>
@@ -194,13 +157,13 @@ void factor_readout_backward(const ReadoutShape& shape, const ReadoutParameters<
     return;
   }
   const ReadoutLayout<T> layout(shape, parameters, kernels_of<T>(isa), *pool);
-  Scratch<T> scratch;
+  BorrowedScratch scratch(pool->shelf());
   if (gradients.space || gradients.layer || gradients.scale || gradients.weight) {
-    run_vertex_gradients(layout, tokens, grad_output, gradients, scratch, *pool);
+    run_vertex_gradients(layout, tokens, grad_output, gradients, *scratch, *pool);
   }
   if (gradients.local || gradients.global) {
     run_token_gradients(layout, tokens.images, grad_output, gradients.local, gradients.global,
-                        scratch, *pool);
+                        *scratch, *pool);
   }
 }
 
@@ -225,7 +188,6 @@ struct FactorReadoutPlan::State {
   ReadoutShape shape;
   Isa isa;
   ReadoutLayout<float> layout;
-  ScratchShelf shelf;
 };
 
 FactorReadoutPlan::FactorReadoutPlan(const ReadoutShape& shape,
@@ -236,17 +198,15 @@ FactorReadoutPlan::~FactorReadoutPlan() = default;
 
 void FactorReadoutPlan::run(const ReadoutTokens<float>& tokens, float* output) const {
   const auto pool = shared_pool();
-  auto scratch = state_->shelf.take();
+  BorrowedScratch scratch(pool->shelf());
   run_forward(state_->layout, tokens, *scratch, output, *pool);
-  state_->shelf.put(std::move(scratch));
 }
 
 void FactorReadoutPlan::adjoint(std::int64_t objectives, const float* grad_output, float* local,
                                 float* global) const {
   const auto pool = shared_pool();
-  auto scratch = state_->shelf.take();
+  BorrowedScratch scratch(pool->shelf());
   run_token_gradients(state_->layout, objectives, grad_output, local, global, *scratch, *pool);
-  state_->shelf.put(std::move(scratch));
 }
 
 const ReadoutShape& FactorReadoutPlan::shape() const { return state_->shape; }

@@ -30,14 +30,14 @@ template <class T>
 struct ReadoutView {
   std::int64_t vertices, layers, channels, pixels;
   std::int64_t lanes, rows, blocks;
-  std::int64_t pixel_stride;      // elements between the pixels of packed tokens
-  std::int64_t image_stride;      // elements between its images
-  std::int64_t layer_row_stride;  // elements between the vertices of layer_rows
+  std::int64_t pixel_stride;   // elements between the pixels of packed tokens
+  std::int64_t image_stride;   // elements between its images
+  std::int64_t sorted_stride;  // elements between the rows of sorted weights
   const ReadoutCell* cells;
   std::int64_t cell_count;
   const std::int32_t* vertex;  // [G, lanes], the caller's index; -1 where padded
   const T* layer;              // [G, Q*R, lanes]
-  const T* layer_rows;         // [G*lanes, layer_row_stride]
+  const T* layer_rows;         // [G*lanes, Q*R], and a vector that may be read past its end
   const T* corner;             // [G, 5, lanes], a coefficient for each slot of the cell
   const T* bias;               // [G, lanes]
   const T* fraction;           // [G, 2, lanes], x and y inside the cell
@@ -64,7 +64,7 @@ struct ReadoutVertexTask {
 template <class T>
 struct ReadoutTokenTask {
   std::int64_t channel_begin, channel_end;  // begin: a multiple of the lanes
-  const T* sorted_weight;                   // [G*lanes, D rounded up to lanes], from sort_weight
+  const T* sorted_weight;                   // [G*lanes, sorted_stride], from sort_weight
   const T* grad_output;                     // [V], this image's
   T* local;                                 // [L, D, pixels], this image's
   T* global;                                // [L, D], this image's
@@ -87,7 +87,7 @@ struct ReadoutKernels {
                   std::int64_t image_end, const T* tokens, T* output, T* scratch);
   std::int64_t (*vertex_scratch)(const ReadoutView<T>&, std::int64_t images);
   void (*vertex_gradients)(const ReadoutView<T>&, const ReadoutUnit&, const ReadoutVertexTask<T>&);
-  // Weights over D of one group, packed or not -> [lanes, D rounded up to lanes].
+  // Weights over D of one group, packed or not -> [lanes, sorted_stride].
   void (*sort_weight)(const ReadoutView<T>&, std::int64_t group, T* sorted);
   std::int64_t (*token_scratch)(const ReadoutView<T>&, std::int64_t channels);
   void (*token_gradients)(const ReadoutView<T>&, const ReadoutTokenTask<T>&);

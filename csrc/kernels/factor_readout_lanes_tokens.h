@@ -18,10 +18,9 @@ void sort_weight(const ReadoutView<typename M::Scalar>& view, int64_t group,
                  typename M::Scalar* sorted) {
   using T = typename M::Scalar;
   const T mean = T(1) / static_cast<T>(view.channels);
-  const int64_t width = whole_vectors<M>(view.channels);
   for (int64_t lane = 0; lane < M::kLanes; ++lane) {
     const int64_t vertex = view.vertex[group * M::kLanes + lane];
-    T* const row = sorted + lane * width;
+    T* const row = sorted + lane * view.sorted_stride;
     if (vertex < 0) return;  // nobody reads the rows of padding
     if (view.packed_weight) {
       const T* const from = view.packed_weight + group * view.channels * M::kLanes + lane;
@@ -30,7 +29,7 @@ void sort_weight(const ReadoutView<typename M::Scalar>& view, int64_t group,
       const T* const from = view.weight + vertex * view.channels;
       for (int64_t d = 0; d < view.channels; ++d) row[d] = from[d] * mean;
     }
-    for (int64_t d = view.channels; d < width; ++d) row[d] = T(0);
+    for (int64_t d = view.channels; d < view.sorted_stride; ++d) row[d] = T(0);
   }
 }
 
@@ -65,15 +64,17 @@ TokenScratch<typename M::Scalar> carve_tokens(const ReadoutView<typename M::Scal
 template <class M, int Rows>
 void fill_token_chunk(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
                       const typename M::Scalar* grad_output,
-                      const TokenScratch<typename M::Scalar>& scratch, int64_t position,
-                      int64_t count) {
+                      const TokenScratch<typename M::Scalar>& scratch,
+                      const typename M::Scalar* weight, int64_t position, int64_t count) {
   using T = typename M::Scalar;
   using Loose = typename M::Loose;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t group = (position + i) / M::kLanes, lane = (position + i) % M::kLanes;
     const T grad = grad_output[view.vertex[position + i]];
-    const T* const layer = view.layer_rows + (position + i) * view.layer_row_stride;
+    const T* const layer = view.layer_rows + (position + i) * view.blocks * Rows;
     const T* const corner = view.corner + group * 5 * M::kLanes + lane;
+    const T* const row = weight + i * view.sorted_stride;
+    for (int64_t d = 0; d < scratch.width; d += 64 / sizeof(T)) __builtin_prefetch(row + d, 0, 2);
     T* to = scratch.coefficients + i * Rows;
     for (int slot = 0; slot < cell.slots; ++slot) {
       const T factor = grad * corner[slot * M::kLanes];
@@ -92,14 +93,14 @@ void fill_token_chunk(const ReadoutView<typename M::Scalar>& view, const Readout
 // sums [Rows, width] += coefficients [count, Rows] x weight rows, for Columns vectors of channels.
 template <class M, int Rows, int Columns>
 __attribute__((noinline)) void token_tile(const typename M::Scalar* coefficients,
-                                          const typename M::Scalar* weight, int64_t weight_width,
+                                          const typename M::Scalar* weight, int64_t weight_stride,
                                           int64_t count, typename M::Scalar* sums, int64_t width) {
   typename M::Vector sum[Rows][Columns];
   BRAINFAST_UNROLL
   for (int i = 0; i < Rows * Columns; ++i) {
     sum[i / Columns][i % Columns] = load<M>(sums + i / Columns * width + i % Columns * M::kLanes);
   }
-  multiply<M, Rows, Columns>(sum, coefficients, weight, {Rows, 1, weight_width, M::kLanes}, count);
+  multiply<M, Rows, Columns>(sum, coefficients, weight, {Rows, 1, weight_stride, M::kLanes}, count);
   BRAINFAST_UNROLL
   for (int i = 0; i < Rows * Columns; ++i) {
     store<M>(sums + i / Columns * width + i % Columns * M::kLanes, sum[i / Columns][i % Columns]);
@@ -111,17 +112,18 @@ void add_token_chunk(const ReadoutView<typename M::Scalar>& view, const ReadoutC
                      const TokenScratch<typename M::Scalar>& scratch,
                      const typename M::Scalar* weight, int64_t count) {
   using T = typename M::Scalar;
-  const int64_t weight_width = whole_vectors<M>(view.channels);
-  for (int slot = 0; slot < cell.slots; ++slot) {
-    for (int64_t block = 0; block < view.blocks; ++block) {
-      const T* const x = scratch.coefficients + (slot * view.blocks + block) * scratch.plane;
-      T* const to = scratch.sums + (cell.pixel[slot] * view.blocks + block) * Rows * scratch.width;
-      int64_t d = 0;
-      for (; d + 2 * M::kLanes <= scratch.width; d += 2 * M::kLanes) {
-        token_tile<M, Rows, 2>(x, weight + d, weight_width, count, to + d, scratch.width);
-      }
-      if (d < scratch.width) {
-        token_tile<M, Rows, 1>(x, weight + d, weight_width, count, to + d, scratch.width);
+  // Channels outermost: their columns of the weights then stay near for all corners and layers.
+  for (int64_t d = 0; d < scratch.width; d += 2 * M::kLanes) {
+    for (int slot = 0; slot < cell.slots; ++slot) {
+      for (int64_t block = 0; block < view.blocks; ++block) {
+        const T* const x = scratch.coefficients + (slot * view.blocks + block) * scratch.plane;
+        T* const to =
+            scratch.sums + (cell.pixel[slot] * view.blocks + block) * Rows * scratch.width + d;
+        if (d + 2 * M::kLanes <= scratch.width) {
+          token_tile<M, Rows, 2>(x, weight + d, view.sorted_stride, count, to, scratch.width);
+        } else {
+          token_tile<M, Rows, 1>(x, weight + d, view.sorted_stride, count, to, scratch.width);
+        }
       }
     }
   }
@@ -131,14 +133,12 @@ template <class M, int Rows>
 void add_token_cell(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
                     const ReadoutTokenTask<typename M::Scalar>& task,
                     const TokenScratch<typename M::Scalar>& scratch) {
-  const int64_t weight_width = whole_vectors<M>(view.channels);
   for (int64_t begin = 0; begin < cell.vertex_count; begin += kTokenChunk) {
     const int64_t count = smaller(kTokenChunk, cell.vertex_count - begin);
     const int64_t position = cell.group_begin * M::kLanes + begin;
-    fill_token_chunk<M, Rows>(view, cell, task.grad_output, scratch, position, count);
-    add_token_chunk<M, Rows>(view, cell, scratch,
-                             task.sorted_weight + position * weight_width + task.channel_begin,
-                             count);
+    const auto* weight = task.sorted_weight + position * view.sorted_stride + task.channel_begin;
+    fill_token_chunk<M, Rows>(view, cell, task.grad_output, scratch, weight, position, count);
+    add_token_chunk<M, Rows>(view, cell, scratch, weight, count);
   }
 }
 

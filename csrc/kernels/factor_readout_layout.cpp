@@ -25,7 +25,8 @@ Position locate(double coordinate, std::int64_t size, bool align_corners) {
                                      : ((coordinate + 1) * static_cast<double>(size) - 1) / 2;
   const double slope = static_cast<double>(align_corners ? size - 1 : size) / 2;
   const double held = std::clamp(pixel, -1.0, static_cast<double>(size));
-  const auto index = std::min(static_cast<std::int64_t>(std::floor(held)), size - 1);
+  const std::int64_t below = held < 0 ? -1 : static_cast<std::int64_t>(held);
+  const std::int64_t index = std::min(below, size - 1);
   const bool inside = pixel >= -1 && pixel < static_cast<double>(size);
   return {index, held - static_cast<double>(index), inside ? slope : 0.0};
 }
@@ -51,13 +52,15 @@ ReadoutLayout<T>::ReadoutLayout(const ReadoutShape& shape, const ReadoutParamete
   const std::int64_t padded = view_.blocks * view_.rows;
   view_.pixel_stride = round_up(padded * shape.channels, kPad) + kPad;
   view_.image_stride = (view_.pixels + 1) * view_.pixel_stride;
-  view_.layer_row_stride = padded + view_.lanes;
+  // A vector more than the channels fill, which spreads the rows over the sets of the cache.
+  view_.sorted_stride = round_up(shape.channels, view_.lanes) + view_.lanes;
   sort(shape, parameters.space);
   cut_units();
 
   const std::int64_t wide = groups_ * view_.lanes;
   layer_.reserve(wide * padded);
-  layer_rows_.reserve(wide * view_.layer_row_stride);
+  layer_rows_.reserve(wide * padded + view_.lanes);
+  std::fill_n(layer_rows_.data() + wide * padded, view_.lanes, T(0));
   corner_.reserve(wide * 5);
   bias_.reserve(wide);
   fraction_.reserve(wide * 2);
@@ -150,10 +153,10 @@ void ReadoutLayout<T>::pack_group(const ReadoutShape& shape, const ReadoutParame
                                   const ReadoutCell& cell, std::int64_t group) {
   const std::int64_t lanes = view_.lanes, padded = view_.blocks * view_.rows;
   T* const layer = layer_.data() + group * padded * lanes;
-  T* const rows = layer_rows_.data() + group * lanes * view_.layer_row_stride;
+  T* const rows = layer_rows_.data() + group * lanes * padded;
   T* const corner = corner_.data() + group * 5 * lanes;
   std::fill_n(layer, padded * lanes, T(0));
-  std::fill_n(rows, lanes * view_.layer_row_stride, T(0));
+  std::fill_n(rows, lanes * padded, T(0));
   std::fill_n(corner, 5 * lanes, T(0));
   for (std::int64_t lane = 0; lane < lanes; ++lane) {
     const std::int64_t v = vertex_.data()[group * lanes + lane];
@@ -172,7 +175,7 @@ void ReadoutLayout<T>::pack_group(const ReadoutShape& shape, const ReadoutParame
     for (std::int64_t l = 0; l < shape.layers; ++l) {
       const T value = parameters.layer[v * shape.layers + l];
       layer[l * lanes + lane] = value;
-      rows[lane * view_.layer_row_stride + l] = value;
+      rows[lane * padded + l] = value;
     }
     for (int slot = 0; slot < cell.slots; ++slot) {
       const int id = cell.corner[slot];

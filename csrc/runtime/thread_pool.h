@@ -9,6 +9,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "scratch.h"
+
 namespace brainfast {
 
 // Threads stay alive between calls: they spin briefly, then sleep. Workers are pinned inside the
@@ -19,6 +21,9 @@ class ThreadPool {
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
+
+  // Memory that jobs on this pool work in.
+  ScratchShelf& shelf() { return shelf_; }
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
@@ -50,6 +55,7 @@ class ThreadPool {
   void pin_workers();
   void stay_clear_of_caller();
 
+  ScratchShelf shelf_;
   Job job_;
   alignas(64) std::atomic<std::int64_t> next_task_{0};
   // Highest bit: the job takes workers on. Other bits: how many are at work.
