@@ -61,10 +61,6 @@ class Golden:
             "vertices": self.vertices,
             "response": self.response,
         }
-            "images": self.images,
-            "vertices": self.vertices,
-            "response": self.response,
-        }
         save_tensors(folder / GOLDEN_FILE, tensors)
 
     @classmethod

@@ -200,7 +200,7 @@ void prefetch_weight(const ReadoutView<typename M::Scalar>& view, int64_t group,
     const int64_t vertex = view.vertex[position];
     if (vertex < 0) return;
     const typename M::Scalar* const row = view.weight + vertex * view.channels;
-    for (int64_t d = 0; d < view.channels; d += kLine) __builtin_prefetch(row + d, 0, 3);
+    for (int64_t d = 0; d < view.channels; d += kLine) __builtin_prefetch(row + d, 0, 2);
   }
 }
 
@@ -214,7 +214,7 @@ const typename M::Scalar* group_weights(const ReadoutView<typename M::Scalar>& v
   for (int64_t c = 0; c < columns; ++c) {
     pack_weight<M>(view, group + c, view.weight, scratch + c * stride);
   }
-
+  prefetch_weight<M>(view, group + columns, columns, end);
   return scratch;
 }
 
