@@ -52,15 +52,17 @@ def cuda_settings() -> tuple[list[str], dict[str, str]]:
         raise SystemExit("BRAINFAST_CUDA=1: no nvcc found; set CUDACXX or CUDA_HOME")
     if wanted == "0" or nvcc is None:
         return ["-DBRAINFAST_CUDA=0" if wanted == "0" else "-DBRAINFAST_CUDA=auto"], {}
-    options = [f"-DBRAINFAST_CUDA={wanted}", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+    options = [f"-DBRAINFAST_CUDA={wanted}"]
+    # By the environment, so that CMake tries the compiler before it relies on it.
+    environment = {"CUDACXX": str(nvcc)}
     if architectures := os.environ.get("BRAINFAST_CUDA_ARCHS"):
         options.append(f"-DBRAINFAST_CUDA_ARCHS={architectures.replace(',', ';')}")
     libraries = nvcc.resolve().parent.parent / "lib"
     if (libraries / "libcudart_static.a").is_file():
         # The toolkit from PyPI: nvcc looks in lib64, its libraries are in lib.
         path = [str(libraries), os.environ.get("LIBRARY_PATH")]
-        return options, {"LIBRARY_PATH": os.pathsep.join(filter(None, path))}
-    return options, {}
+        environment["LIBRARY_PATH"] = os.pathsep.join(filter(None, path))
+    return options, environment
 
 
 def tool(name: str) -> str:

@@ -19,6 +19,7 @@ from safetensors.numpy import save as serialise_tensors
 from .errors import BrainfastError
 
 MAX_JSON_BYTES = 64 << 20
+NUMPY_TYPES = {"BOOL", "U8", "I8", "U16", "I16", "F16", "U32", "I32", "F32", "U64", "I64", "F64"}
 
 
 @contextmanager
@@ -131,7 +132,12 @@ def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
     file_size(path)
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            # Other types would be read or refused depending on what else is imported.
+            foreign = {file.get_slice(name).get_dtype() for name in names} - NUMPY_TYPES
+            if foreign:
+                raise TypeError(f"numbers of type {', '.join(sorted(foreign))}")
+            return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, TypeError, ValueError, MemoryError) as error:
         raise BrainfastError(
             str(path),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+from torch.nn.functional import smooth_l1_loss
 
 from ..models.factortopy import Selectors
 from .recipes import Recipe
@@ -35,7 +35,7 @@ def factortopy_loss(
     The squared term is the reference code's, `recipe.scale_regularizer`; the paper has none.
     Source: Yang et al., Brain Decodes Deep Nets, appendix E.
     """
-    loss: torch.Tensor = F.smooth_l1_loss(predicted, measured, beta=recipe.smooth_l1_beta)
+    loss: torch.Tensor = smooth_l1_loss(predicted, measured, beta=recipe.smooth_l1_beta)
     strength = recipe.regularizer * max(0.0, 1.0 - step / recipe.regularizer_steps)
     if strength == 0.0:
         return loss

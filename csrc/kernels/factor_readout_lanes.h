@@ -190,31 +190,15 @@ void pack_weight(const ReadoutView<typename M::Scalar>& view, int64_t group,
   }
 }
 
-// The rows that `columns` groups from `group` on will want, but none from `end` on.
-template <class M>
-void prefetch_weight(const ReadoutView<typename M::Scalar>& view, int64_t group, int64_t columns,
-                     int64_t end) {
-  constexpr int64_t kLine = 64 / sizeof(typename M::Scalar);
-  const int64_t last = smaller(group + columns, end) * M::kLanes;
-  for (int64_t position = group * M::kLanes; position < last; ++position) {
-    const int64_t vertex = view.vertex[position];
-    if (vertex < 0) return;
-    const typename M::Scalar* const row = view.weight + vertex * view.channels;
-    for (int64_t d = 0; d < view.channels; d += kLine) __builtin_prefetch(row + d, 0, 2);
-  }
-}
-
-// Weights of `columns` groups as [columns, D, lanes]: packed before, or now into scratch; the
-// groups after them, up to `end`, come next.
+// Weights of `columns` groups as [columns, D, lanes]: packed before, or now into scratch.
 template <class M>
 const typename M::Scalar* group_weights(const ReadoutView<typename M::Scalar>& view, int64_t group,
-                                        int64_t columns, int64_t end, typename M::Scalar* scratch) {
+                                        int64_t columns, typename M::Scalar* scratch) {
   const int64_t stride = view.channels * M::kLanes;
   if (view.packed_weight) return view.packed_weight + group * stride;
   for (int64_t c = 0; c < columns; ++c) {
     pack_weight<M>(view, group + c, view.weight, scratch + c * stride);
   }
-  prefetch_weight<M>(view, group + columns, columns, end);
   return scratch;
 }
 
@@ -295,7 +279,7 @@ void forward(const ReadoutView<typename M::Scalar>& view, const ReadoutUnit& uni
     for (int64_t group = unit.group_begin; group < unit.group_end;) {
       const int64_t left = unit.group_end - group;
       const int64_t columns = left >= kColumns ? kColumns : left >= 2 ? 2 : 1;
-      const auto* weight = group_weights<M>(view, group, columns, unit.group_end, scratch);
+      const auto* weight = group_weights<M>(view, group, columns, scratch);
       if (columns == 4) {
         if constexpr (kColumns == 4) {
           forward_groups<M, kRows, 4>(view, cell, group, weight, image_begin, image_end, tokens,

@@ -60,7 +60,8 @@ TokenScratch<typename M::Scalar> carve_tokens(const ReadoutView<typename M::Scal
 }
 
 // coefficients[slot, block][i, r] = g corner layer, of `count` vertices that begin at `position` of
-// the sorted order.
+// the sorted order. Also calls for their weights, which the tiles read in steps too wide for the
+// processor to foresee.
 template <class M, int Rows>
 void fill_token_chunk(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
                       const typename M::Scalar* grad_output,

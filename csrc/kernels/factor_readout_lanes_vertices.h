@@ -243,7 +243,7 @@ void weight_gradients(const ReadoutView<typename M::Scalar>& view, const Readout
 
 template <class M, int Columns>
 void vertex_groups(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
-                   int64_t group, int64_t end, const ReadoutVertexTask<typename M::Scalar>& task) {
+                   int64_t group, const ReadoutVertexTask<typename M::Scalar>& task) {
   using T = typename M::Scalar;
   const VertexScratch<T> scratch = carve<M>(view, task.images, task.scratch);
   for (int64_t image = 0; image < task.images; ++image) {
@@ -257,7 +257,7 @@ void vertex_groups(const ReadoutView<typename M::Scalar>& view, const ReadoutCel
     }
   }
   if (task.space || task.layer || task.scale) {
-    const T* const weight = group_weights<M>(view, group, Columns, end, scratch.weight);
+    const T* const weight = group_weights<M>(view, group, Columns, scratch.weight);
     with_count<M::kMaxRows>(view.rows, [&](auto rows) {
       selector_sums<M, rows.value, Columns>(view, cell, task, scratch, weight);
     });
@@ -272,10 +272,9 @@ template <class M>
 void vertex_gradients(const ReadoutView<typename M::Scalar>& view, const ReadoutUnit& unit,
                       const ReadoutVertexTask<typename M::Scalar>& task) {
   const ReadoutCell& cell = view.cells[unit.cell];
-  const int64_t end = unit.group_end;
   int64_t group = unit.group_begin;
-  for (; group + 2 <= end; group += 2) vertex_groups<M, 2>(view, cell, group, end, task);
-  if (group < end) vertex_groups<M, 1>(view, cell, group, end, task);
+  for (; group + 2 <= unit.group_end; group += 2) vertex_groups<M, 2>(view, cell, group, task);
+  if (group < unit.group_end) vertex_groups<M, 1>(view, cell, group, task);
 }
 
 }  // namespace brainfast::BRAINFAST_ISA_NAMESPACE
