@@ -30,6 +30,7 @@ class Dataset(Protocol):
 
     train: Split
     val: Split
+    heldout: Split
     space: VertexSpace
     coordinates: np.ndarray
     surface: Literal["inflated", "sphere"]
@@ -71,10 +72,13 @@ def fit(
             trunk, pretrained=pretrained, weights=trunk_weights, seed=seed, **arguments
         )
     work = Path(work) if work is not None else _default_work(model, data, trunk, recipe, seed)
+    splits = [data.train, data.val]
+    if recipe.soup > 1 and recipe.soup_split == "heldout":
+        splits.append(data.heldout)
     cache = TokenCache.build(
         work / "tokens",
         trunk.to(place),
-        [*data.train.images, *data.val.images],
+        [image for split in splits for image in split.images],
         grid=config.grid,
         dtype=cache_dtype,
         progress=progress,
@@ -82,11 +86,14 @@ def fit(
     head = _new_head(make_model, data, trunk, config, seed)
     if config.standardize:
         head.set_moments(*cache.moments(range(len(data.train.images))))
+    starts = np.cumsum([0, *(len(split.images) for split in splits)]).tolist()
+    examples = [_examples(cache, *pair) for pair in zip(splits, starts, strict=False)]
     trainer = Trainer(
         head,
         recipe,
-        train=_examples(cache, data.train, 0),
-        validation=_examples(cache, data.val, len(data.train.images)),
+        train=examples[0],
+        validation=examples[1],
+        soup=examples[-1],
         seed=seed,
         work=work,
         key=_run_key(model, data, trunk, recipe, config, seed),

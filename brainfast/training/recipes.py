@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,7 @@ class Recipe(BaseModel):
     loss turns from squared to absolute, in z units; regularizer decays linearly to zero over
     regularizer_steps; patience: epochs without a better validation R2 before the run stops;
     soup: how many of the best validation checkpoints may enter the greedy soup (0: the best alone).
+    soup_split: where the soup is chosen; "heldout" is the paper's text, and leaks the test images.
     head: options of the model, for example dim; trunk: options of `Trunk.create`.
     """
 
@@ -35,6 +36,7 @@ class Recipe(BaseModel):
     regularizer_steps: int = Field(default=6000, ge=1)
     scale_regularizer: bool = False
     soup: int = Field(default=10, ge=0)
+    soup_split: Literal["val", "heldout"] = "val"
     head: dict[str, Any] = Field(default_factory=dict)
     trunk: dict[str, Any] = Field(default_factory=dict)
 

@@ -93,6 +93,7 @@ class Trainer:
         *,
         train: Examples,
         validation: Examples,
+        soup: Examples | None = None,
         seed: int,
         work: Path,
         key: dict[str, Any],
@@ -101,6 +102,7 @@ class Trainer:
     ) -> None:
         self.model, self.recipe, self.device = model.to(device), recipe, device
         self.train, self.validation = train, validation
+        self.soup = validation if soup is None else soup
         self.work = work
         self.sampler = Sampler(len(train), recipe.batch, seed)
         self.optimizer = _make_optimizer(model, recipe)
@@ -134,14 +136,15 @@ class Trainer:
         return steps
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """Mean over vertices of the validation R2."""
+    def validate(self, examples: Examples | None = None) -> float:
+        """Mean over vertices of the R2 of some examples; of the validation split without any."""
+        examples = self.validation if examples is None else examples
         selectors = self.model.selectors()
         accumulator = ScoreAccumulator()
         size = max(self.recipe.batch, 16)
-        for start in range(0, len(self.validation), size):
-            indices = np.arange(start, min(start + size, len(self.validation)))
-            tokens, measured = self.validation.batch(indices, self.device)
+        for start in range(0, len(examples), size):
+            indices = np.arange(start, min(start + size, len(examples)))
+            tokens, measured = examples.batch(indices, self.device)
             predicted = self.model.respond(tokens, selectors)
             accumulator.update(predicted.cpu().numpy(), measured.cpu().numpy())
         return float(np.nanmean(accumulator.r2()))
@@ -205,7 +208,7 @@ class Trainer:
 
     def _score(self, weights: Any) -> float:
         self.model.load_state_dict(weights)
-        return self.validate()
+        return self.validate(self.soup)
 
     def _describe(self, bar: tqdm[Any], loss: float) -> None:
         r2 = self.state.history[-1]["r2"] if self.state.history else float("nan")

@@ -218,6 +218,22 @@ def test_only_the_named_checkpoints_stay_on_disk(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_the_soup_may_be_chosen_on_the_heldout_split(tmp_path: Path, monkeypatch) -> None:
+    scored: list[int] = []
+    validate = Trainer.validate
+
+    def count(self: Trainer, examples: object = None) -> float:
+        scored.append(len(examples or self.validation))
+        return validate(self, examples)
+
+    monkeypatch.setattr(Trainer, "validate", count)
+    data = make_data(fractions=(0.7, 0.1, 0.2))
+    assert len(data.val) != len(data.heldout)
+    run(tmp_path, TINY.model_copy(update={"soup_split": "heldout"}), data=data)
+    assert scored[:4] == [len(data.val)] * 4
+    assert set(scored[4:]) == {len(data.heldout)}
+
+
 def test_it_learns(tmp_path: Path) -> None:
     history = run(tmp_path, TINY.model_copy(update={"max_epochs": 40})).history
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]
