@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,6 +13,10 @@ from .images import Preprocessing
 
 FORMAT_VERSION = 1
 CARD_FILE = "config.json"
+
+
+Count = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=1024)]  # of a token grid
 
 
 class _Strict(BaseModel):
@@ -29,20 +33,20 @@ class TrunkConfig(_Strict):
 
     name: str
     layers: tuple[int, ...] = Field(min_length=1)
-    size: tuple[int, int]
+    size: tuple[Count, Count]
     pretrained: bool
     seed: int = 0
     block_gain: float = 1.0
     weights_hash: str
     preprocessing: Preprocessing
-    channels: tuple[int, ...]
-    grid: tuple[int, int]
+    channels: tuple[Count, ...]
+    grid: tuple[Side, Side]
 
 
 class HeadCard(_Strict):
     """How the folded arrays are to be read, and the options that the head was trained with."""
 
-    grid: tuple[int, int]
+    grid: tuple[Side, Side]
     samples: int = Field(default=1, ge=1)
     pool_space: bool = False
     options: dict[str, Any] = Field(default_factory=dict)

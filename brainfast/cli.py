@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,11 +11,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from .boundary import resumable, run
 from .errors import BrainfastError
+from .files import check_replaceable, check_writable
 
 app = typer.Typer(
     help="Photograph in, predicted response of the visual cortex out.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -94,10 +95,13 @@ def demo(
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Fetch real trunk weights (needs a network).")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the simulated subject and of training.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the simulated subject and of training.")
+    ] = 0,
     images: Annotated[int, typer.Option(min=60, help="Number of training stimuli.")] = 560,
 ) -> None:
     """Simulate a subject on a real cortex, train, compile, check, time and draw: the whole tour."""
+    check_writable(out)
     from .demo import run_demo
 
     run_demo(out, pretrained=pretrained, seed=seed, n_images=images)
@@ -132,7 +136,7 @@ def train(
     cache_dtype: Annotated[Precision, typer.Option(help="Precision of cached tokens.")] = (
         Precision.bf16
     ),
-    seed: Annotated[int, typer.Option(help="Seed of split, initial weights and order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of split, initial weights and order.")] = 0,
     device: Annotated[Device, typer.Option(help="Where to train.")] = Device.auto,
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Add trunk.onnx: serves without torch.")
@@ -140,6 +144,11 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a model on one subject; run it again to go on after an interruption."""
+    out = out.resolve()
+    check_replaceable(out, CARD_FILE)
+    numbers = _numbers("--layers", layers)
+    if random_trunk and weights is not None:
+        raise BrainfastError("--weights", expected="no --random-trunk", got="both")
     from .training import fit
     from .training.recipes import find_recipe
 
@@ -147,20 +156,22 @@ def train(
     if epochs is not None:
         chosen = chosen.model_copy(update={"max_epochs": epochs})
     subject = _open_data(data, surface, coordinates, ncsnr, groups, seed)
-    encoder = fit(
-        model,
-        subject,
-        trunk=trunk,
-        recipe=chosen,
-        pretrained=not random_trunk,
-        trunk_weights=weights,
-        layers=_numbers(layers),
-        work=work or out.with_name(out.name + ".work"),
-        seed=seed,
-        device=device.value,
-        cache_dtype=cache_dtype.value,
-        progress=not quiet,
-    )
+    work = work or out.with_name(out.name + ".work")
+    with resumable(f"what is done is in {work}, and the same command goes on from there"):
+        encoder = fit(
+            model,
+            subject,
+            trunk=trunk,
+            recipe=chosen,
+            pretrained=not random_trunk,
+            trunk_weights=weights,
+            layers=numbers,
+            work=work,
+            seed=seed,
+            device=device.value,
+            cache_dtype=cache_dtype.value,
+            progress=not quiet,
+        )
     scores = encoder.evaluate(subject.heldout, progress=not quiet)
     encoder.save(out, onnx=onnx)
     scores.save(out / "scores" / "heldout")
@@ -173,7 +184,6 @@ def evaluate(
     model: ModelFolder,
     data: DataFolder,
     split: Annotated[Part, typer.Option(help="Which images.")] = Part.heldout,
-    coordinates: Coordinates = None,
     ncsnr: Ncsnr = None,
     groups: Groups = None,
     as_json: Json = False,
@@ -185,7 +195,14 @@ def evaluate(
     encoder = load(model)
     card = encoder.card
     seed = card.training.seed if card.training else 0
-    subject = _open_data(data, Surface(card.space.surface), coordinates, ncsnr, groups, seed)
+    subject = _open_data(data, Surface.inflated, None, ncsnr, groups, seed)
+    if card.space.subject not in (None, subject.subject):
+        raise BrainfastError(
+            str(data),
+            expected=f"the folder {card.space.subject} that the model was trained on",
+            got=f"{subject.subject}",
+            remedy="a model answers for the vertices of one subject",
+        )
     if card.training and card.training.split_hash != subject.split_hash and split != Part.challenge:
         raise BrainfastError(
             str(data),
@@ -193,7 +210,15 @@ def evaluate(
             got="another one, so that training images could be scored",
             remedy="give the same images, --groups and seed as in training",
         )
-    scores = encoder.evaluate(getattr(subject, split.value), progress=not quiet)
+    part = getattr(subject, split.value)
+    if part is None:
+        raise BrainfastError(
+            str(data / "test_split" / "test_images"),
+            expected="a folder of images for the challenge split",
+            got="no such folder",
+            remedy="download this part of the challenge's data",
+        )
+    scores = encoder.evaluate(part, progress=not quiet)
     scores.save(model / "scores" / split.value)
     encoder.card.write(model)
     _print_scores(scores, subject.space, as_json)
@@ -220,13 +245,16 @@ def predict(
     from .engine import Engine
 
     paths = _image_paths(images)
+    regions = [name.strip() for name in vertices.split(",")] if vertices else None
+    if out is not None:
+        _check_outputs(out, paths)
     engine = Engine.load(
         model,
         runtime=runtime.value,
         device=device.value,
         precision=precision.value,
         trunk_precision=trunk_precision.value,
-        vertices=vertices.split(",") if vertices else None,
+        vertices=regions,
     )
     response = engine.predict(paths)
     if out is not None:
@@ -236,7 +264,7 @@ def predict(
         from .data import write_submission
 
         write_submission(submission, {engine.space.subject or "subject": response})
-    names = engine.space.roi_names()
+    names = regions or engine.space.roi_names()
     means = {
         str(path): {name: float(response[row].roi(name).mean()) for name in names}
         for row, path in enumerate(paths)
@@ -244,8 +272,8 @@ def predict(
     if as_json:
         typer.echo(json.dumps(means, indent=2))
         return
-    for path, regions in means.items():
-        listed = "  ".join(f"{name} {value:+.2f}" for name, value in regions.items())
+    for path, answers in means.items():
+        listed = "  ".join(f"{name} {value:+.2f}" for name, value in answers.items())
         typer.echo(f"{path}: {listed or f'{engine.space.V} vertices'}")
 
 
@@ -278,7 +306,7 @@ def draw_map(
     elif what is What.scale:
         maps.value_map(head.scale[::rows], space, label="weight of the global token", path=out)
     else:
-        scores = Scores.load(model / "scores" / split.value)
+        scores = Scores.load(_scores_folder(model, split.value))
         maps.value_map(scores.r2, space, label=f"R2, {split.value}", path=out)
     typer.echo(str(out))
 
@@ -301,10 +329,9 @@ def bench(
     """Time the readout against Listing 1 and ONNX Runtime in one process, errors beside times."""
     from .bench import bench_readout, print_table, readout_case
 
+    batches = _numbers("--batch", batch) or (1,)
     case = readout_case(model, vertices=vertices, layers=layers, dim=dim)
-    rows = bench_readout(
-        case, batches=_numbers(batch) or (1,), rounds=rounds, include_listing1=listing1
-    )
+    rows = bench_readout(case, batches=batches, rounds=rounds, include_listing1=listing1)
     if as_json:
         typer.echo(json.dumps(rows.as_json(), indent=2))
     else:
@@ -325,11 +352,7 @@ def doctor(as_json: Json = False) -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2."""
-    try:
-        app()
-    except BrainfastError as error:
-        typer.echo(f"brainfast: {error}", err=True)
-        sys.exit(2)
+    run(app)
 
 
 def _open_data(
@@ -372,13 +395,15 @@ def _cell(value: float | None) -> str:
     return "-" if value is None or not np.isfinite(value) else f"{value:.3f}"
 
 
-def _numbers(text: str | None) -> tuple[int, ...] | None:
+def _numbers(name: str, text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise BrainfastError("numbers", expected="for example 0,2,4", got=repr(text)) from error
+        raise BrainfastError(
+            name, expected="whole numbers between commas, such as 0,2,4", got=repr(text)
+        ) from error
 
 
 def _image_paths(arguments: list[Path]) -> list[Path]:
@@ -387,8 +412,38 @@ def _image_paths(arguments: list[Path]) -> list[Path]:
         if argument.is_dir():
             found = sorted(p for p in argument.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
             if not found:
-                raise BrainfastError(str(argument), expected="images in the folder", got="none")
+                raise BrainfastError(
+                    str(argument),
+                    expected=f"a folder with images ({' '.join(sorted(IMAGE_SUFFIXES))})",
+                    got="none in it",
+                    remedy="check the path; folders inside it are not searched",
+                )
             paths += found
         else:
             paths.append(argument)
     return paths
+
+
+def _check_outputs(out: Path, paths: list[Path]) -> None:
+    """Refuse, before any work, a folder that cannot be written to and files that would collide."""
+    check_writable(out)
+    stem, count = Counter(path.stem for path in paths).most_common(1)[0]
+    if count > 1:
+        raise BrainfastError(
+            "--out",
+            expected="images whose names differ",
+            got=f"{count} named {stem}",
+            remedy="predict them in separate calls, each with its own --out",
+        )
+
+
+def _scores_folder(model: Path, split: str) -> Path:
+    folder = model / "scores" / split
+    if not folder.is_dir():
+        raise BrainfastError(
+            str(folder),
+            expected=f"scores of the {split} split",
+            got="none yet",
+            remedy=f"run 'brainfast evaluate {model} DATA --split {split}' first",
+        )
+    return folder

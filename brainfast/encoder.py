@@ -220,6 +220,9 @@ class Encoder:
         state = {name: torch.from_numpy(array) for name, array in load_tensors(path).items()}
         try:
             config = make_config(**card.head.options)
+            rows = (len(state["bias"]), config.dim)
+            if state["weight"].shape != rows:  # before a hostile dim takes the memory
+                raise ValueError(f"weight {list(state['weight'].shape)} for {list(rows)}")
             head = make_model(state["coordinates"], card.trunk.channels, card.trunk.layers, config)
             head.load_state_dict(state)
         except (KeyError, RuntimeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -49,16 +50,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def atomic_folder(folder: str | Path, marker: str) -> Iterator[Path]:
     """Give a temporary folder; on success it takes the place of `folder`, else it is removed.
 
-    A folder that is there already is replaced only if it is empty or holds a file named `marker`.
+    A folder that is there already is replaced only if `check_replaceable` lets it.
     """
-    folder = Path(folder)
-    if folder.exists() and not _replaceable(folder, marker):
-        raise BrainfastError(
-            str(folder),
-            expected=f"a new folder, or one with {marker}",
-            got="something else of that name",
-            remedy="choose another name",
-        )
+    folder = Path(folder).resolve()
+    check_replaceable(folder, marker)
     mark = uuid.uuid4().hex
     part, old = (folder.with_name(f".{folder.name}.{mark}.{kind}") for kind in ("part", "old"))
     try:
@@ -74,6 +69,31 @@ def atomic_folder(folder: str | Path, marker: str) -> Iterator[Path]:
             old.rename(folder)
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def check_replaceable(folder: Path, marker: str) -> None:
+    """Refuse a place where `atomic_folder` would not write: call it before long work.
+
+    `folder` may be missing, empty, or hold a file named `marker`; its parent must be writable.
+    """
+    if folder.exists() and not _replaceable(folder, marker):
+        raise BrainfastError(
+            str(folder),
+            expected=f"a new folder, or one with {marker}",
+            got="something else of that name",
+            remedy="choose another name",
+        )
+    check_writable(folder.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that can neither be written to nor made: call it before long work."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    problem = None if nearest.is_dir() else errno.ENOTDIR
+    if problem is None and not os.access(nearest, os.W_OK | os.X_OK):
+        problem = errno.EACCES
+    if problem is not None:
+        raise _unwritable(folder, OSError(problem, os.strerror(problem)))
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -160,7 +162,7 @@ def _found_fsaverage(surface: Surface, fits: bool) -> Hemispheres:
         raise BrainfastError(
             "coordinates",
             expected="fsaverage's surfaces under $SUBJECTS_DIR or by nilearn's download",
-            got=f"neither ({_first_line(error)[:120]})",
+            got=f"neither ({_first_line(error).split(' (Caused by')[0][:120]})",
             remedy=offline if fits else REMEDY,
         ) from error
 
@@ -198,7 +200,8 @@ def _read_file(path: Path, read: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[
 
 def _nilearn_file(name: str, kind: str, hemisphere: Hemisphere) -> str:
     side = {"lh": "left", "rh": "right"}[hemisphere]
-    return str(fetch_surf_fsaverage(name)[f"{kind}_{side}"])
+    with redirect_stdout(io.StringIO()):  # it tells of its downloads where scripts read our answers
+        return str(fetch_surf_fsaverage(name)[f"{kind}_{side}"])
 
 
 def _first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,9 @@ class Algonauts:
         self.subject = self.folder.resolve().name
         self.surface: surfaces.Surface = surface
         self.space = _read_space(self.folder, self.subject)
-        self.coordinates = _coordinates(self.space, surface, coordinates)
+        self._source = coordinates
+        if coordinates is not None:
+            _ = self.coordinates
         training = self.folder / "training_split"
         images, ids, nsd_ids = _list_images(training / "training_images", TRAIN_NAME)
         responses = _open_responses(training / "training_fmri", "training_fmri", self.space)
@@ -91,6 +94,14 @@ class Algonauts:
         splits = make_splits(images, responses, ids, parts, self.space, ceiling, reason)
         self.train, self.val, self.heldout = splits["train"], splits["val"], splits["heldout"]
         self.challenge = self._challenge(ceiling, reason)
+
+    @cached_property
+    def coordinates(self) -> Floats:
+        """Where the vertices lie, float32 [V,3]; training alone asks for them.
+
+        Those that are given are checked at once; those that are not may need a download.
+        """
+        return _coordinates(self.space, self.surface, self._source)
 
     def _challenge(self, ceiling: Floats | None, reason: str | None) -> Split | None:
         """The test images, with responses where the organiser's files are; None without images."""

@@ -24,7 +24,7 @@ from ..images import Preprocessing
 DATA_FILE = "tokens.safetensors"
 PARTIAL_FILE = "tokens.partial"
 INDEX_FILE = "tokens.json"
-LOCK_FILE = "tokens.lock"
+LOCK_FILE = "lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 Kind = Literal["fp32", "bf16"]
@@ -95,20 +95,26 @@ def layout(index: Index) -> Layout:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder against other builders; the system frees it when the process ends."""
+    """Hold the folder against other processes; the system frees it when this one ends.
+
+    What a killed process had half written under a temporary name is removed.
+    """
     with (folder / LOCK_FILE).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BrainfastError(
                 str(folder),
-                expected="one process building here",
+                expected="one process working here",
                 got="another one at work",
                 remedy="wait for it, or choose another folder",
             ) from error
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
+        else:
+            for part in folder.glob(".*.part"):
+                part.unlink(missing_ok=True)
         yield
 
 

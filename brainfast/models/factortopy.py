@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from ..card import Side
 from ..errors import BrainfastError
 from ..folded import FoldedFactorTopy
 from ..ops import factor_readout
@@ -33,7 +34,7 @@ class FactorTopyConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dim: int = Field(default=128, ge=1)
-    grid: tuple[int, int] = (8, 8)
+    grid: tuple[Side, Side] = (8, 8)
     bottleneck: Literal["shared", "dual"] = "shared"
     surface: Literal["inflated", "sphere"] = "inflated"
     topology: bool = True

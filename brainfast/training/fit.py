@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from ..data.splits import Split
 from ..data.token_cache import TokenCache
@@ -62,11 +63,12 @@ def fit(
     """
     recipe = find_recipe(recipe)
     make_model, make_config = model_class(model)
-    config = make_config(**({"surface": data.surface} | recipe.head | options))
+    config = _make_config(make_config, {"surface": data.surface} | recipe.head | options)
     place = _device(device)
+    coordinates = data.coordinates  # asked for now, since they may have to be fetched
     if not isinstance(trunk, Trunk):
         arguments = recipe.trunk | ({"layers": tuple(layers)} if layers is not None else {})
-        if pretrained:
+        if pretrained or trunk_weights is not None:
             arguments.pop("block_gain", None)
         trunk = Trunk.create(
             trunk, pretrained=pretrained, weights=trunk_weights, seed=seed, **arguments
@@ -83,7 +85,7 @@ def fit(
         dtype=cache_dtype,
         progress=progress,
     )
-    head = _new_head(make_model, data, trunk, config, seed)
+    head = _new_head(make_model, coordinates, trunk, config, seed)
     if config.standardize:
         head.set_moments(*cache.moments(range(len(data.train.images))))
     starts = np.cumsum([0, *(len(split.images) for split in splits)]).tolist()
@@ -117,11 +119,25 @@ def fit(
     )
 
 
-def _new_head(make_model: Any, data: Dataset, trunk: Trunk, config: Any, seed: int) -> Any:
+def _make_config(make_config: Any, options: dict[str, Any]) -> Any:
+    try:
+        return make_config(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BrainfastError(
+            ".".join(str(part) for part in first["loc"]),
+            expected="an option of the model with a value that it knows",
+            got=f"{first['input']!r} ({first['msg']})",
+        ) from error
+
+
+def _new_head(
+    make_model: Any, coordinates: np.ndarray, trunk: Trunk, config: Any, seed: int
+) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        coordinates = torch.from_numpy(np.ascontiguousarray(data.coordinates, dtype=np.float32))
-        return make_model(coordinates, trunk.config.channels, trunk.config.layers, config)
+        points = torch.from_numpy(np.ascontiguousarray(coordinates, dtype=np.float32))
+        return make_model(points, trunk.config.channels, trunk.config.layers, config)
 
 
 def _examples(cache: TokenCache, split: Split, offset: int) -> Examples:

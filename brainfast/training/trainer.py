@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..analysis.scores import ScoreAccumulator
+from ..data.token_file import locked
 from ..errors import BrainfastError
 from ..models.factortopy import FactorTopy
 from ..tokens import Tokens
@@ -121,7 +122,8 @@ class Trainer:
             unit="step",
             disable=not self.show,
         )
-        with bar:
+        self.work.mkdir(parents=True, exist_ok=True)
+        with locked(self.work), bar:
             while not self._finished():
                 self._epoch(bar)
         return self.state
