@@ -10,6 +10,7 @@ The verbs are loaded when they are first used, so `import brainfast` needs neith
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -50,16 +51,22 @@ def __dir__() -> list[str]:
 def _package_path() -> list[str]:
     """Where the modules lie: here, or, in a source tree that is not built, where pip put them."""
     here = Path(__file__).resolve().parent
-    if PathFinder.find_spec("_C", [str(here)]) is not None:
-        return [str(here)]
-    elsewhere = [entry for entry in sys.path if Path(entry).resolve() != here.parent]
-    installed = PathFinder.find_spec("brainfast", elsewhere)
-    if installed is None or not installed.submodule_search_locations:
-        raise ImportError(
-            f"brainfast: expected a built package, got the source tree {here.parent};"
-            " run 'pip install .' there first"
-        )
-    return list(installed.submodule_search_locations)
+    for place in (str(here), *_installed(here.parent)):
+        if PathFinder.find_spec("_C", [place]) is not None:
+            return [place]
+    raise ImportError(
+        f"brainfast: expected a built package, got the source tree {here.parent};"
+        " run 'pip install .' there first"
+    )
+
+
+def _installed(tree: Path) -> Iterator[str]:
+    """Packages of this name on the path outside `tree`, and those of editable installs."""
+    elsewhere = [entry for entry in sys.path if Path(entry).resolve() != tree]
+    specs = [PathFinder.find_spec("brainfast", elsewhere)]
+    specs += [f.find_spec("brainfast", None) for f in sys.meta_path if f is not PathFinder]
+    for spec in specs:
+        yield from (spec and spec.submodule_search_locations) or ()
 
 
 __path__ = _package_path()

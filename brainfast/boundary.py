@@ -39,7 +39,7 @@ def resumable(remedy: str) -> Iterator[None]:
 
 
 def run(command: Callable[..., Any]) -> NoReturn:
-    """Call `command(standalone_mode=False)`, a typer app, and exit.
+    """Run `command`, a typer app, on the arguments of this process, and exit.
 
     Codes: 0 done; 2 a mistake that the user can mend, or a refusal of the system (disk, memory,
     permission); 130 and 143 stopped by SIGINT and SIGTERM; 141 nobody reads the output any more.
@@ -48,7 +48,7 @@ def run(command: Callable[..., Any]) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        code = command(standalone_mode=False)
+        code = command(sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes stdout once more on the way out.

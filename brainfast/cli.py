@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +10,26 @@ import numpy as np
 import typer
 
 from .boundary import resumable, run
+from .card import CARD_FILE
+from .cli_options import (
+    Coordinates,
+    DataFolder,
+    Device,
+    Groups,
+    Json,
+    ModelFolder,
+    Ncsnr,
+    Part,
+    Precision,
+    Quiet,
+    RuntimeName,
+    Surface,
+    What,
+    check_outputs,
+    image_paths,
+    numbers,
+    scores_folder,
+)
 from .errors import BrainfastError
 from .files import check_replaceable, check_writable
 
@@ -20,71 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-
-
-class Surface(StrEnum):
-    """The surface whose coordinates the selectors are a function of."""
-
-    inflated = "inflated"
-    sphere = "sphere"
-
-
-class Part(StrEnum):
-    """A split that has measured responses."""
-
-    train = "train"
-    val = "val"
-    heldout = "heldout"
-    challenge = "challenge"
-
-
-class What(StrEnum):
-    """What `map` draws."""
-
-    layer = "layer"
-    space = "space"
-    scale = "scale"
-    r2 = "r2"
-
-
-class Device(StrEnum):
-    """Where the trunk runs."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Precision(StrEnum):
-    """Operand precision; sums are fp32 in both."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class RuntimeName(StrEnum):
-    """What runs the trunk."""
-
-    auto = "auto"
-    torch = "torch"
-    onnx = "onnx"
-
-
-ModelFolder = Annotated[Path, typer.Argument(help="Model folder, as `train` writes it.")]
-DataFolder = Annotated[Path, typer.Argument(help="Algonauts 2023 subject folder, e.g. subj01.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
-Ncsnr = Annotated[
-    Path | None, typer.Option(help="Folder with {lh,rh}.ncsnr files: gives noise ceilings.")
-]
-Groups = Annotated[
-    Path | None, typer.Option(help="CSV image,group: images of one group stay in one split.")
-]
-Coordinates = Annotated[
-    str | None, typer.Option(help="[V,3] .npy file, FreeSurfer surf folder, or fsaverage5.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 @app.command()
@@ -146,7 +99,7 @@ def train(
     """Train a model on one subject; run it again to go on after an interruption."""
     out = out.resolve()
     check_replaceable(out, CARD_FILE)
-    numbers = _numbers("--layers", layers)
+    chosen_layers = numbers("--layers", layers)
     if random_trunk and weights is not None:
         raise BrainfastError("--weights", expected="no --random-trunk", got="both")
     from .training import fit
@@ -165,7 +118,7 @@ def train(
             recipe=chosen,
             pretrained=not random_trunk,
             trunk_weights=weights,
-            layers=numbers,
+            layers=chosen_layers,
             work=work,
             seed=seed,
             device=device.value,
@@ -210,15 +163,15 @@ def evaluate(
             got="another one, so that training images could be scored",
             remedy="give the same images, --groups and seed as in training",
         )
-    part = getattr(subject, split.value)
-    if part is None:
+    chosen = getattr(subject, split.value)
+    if chosen is None:
         raise BrainfastError(
             str(data / "test_split" / "test_images"),
             expected="a folder of images for the challenge split",
             got="no such folder",
             remedy="download this part of the challenge's data",
         )
-    scores = encoder.evaluate(part, progress=not quiet)
+    scores = encoder.evaluate(chosen, progress=not quiet)
     scores.save(model / "scores" / split.value)
     encoder.card.write(model)
     _print_scores(scores, subject.space, as_json)
@@ -244,10 +197,10 @@ def predict(
     """Predict responses through the compiled engine; prints the mean of every ROI in z units."""
     from .engine import Engine
 
-    paths = _image_paths(images)
+    paths = image_paths(images)
     regions = [name.strip() for name in vertices.split(",")] if vertices else None
     if out is not None:
-        _check_outputs(out, paths)
+        check_outputs(out, paths)
     engine = Engine.load(
         model,
         runtime=runtime.value,
@@ -272,9 +225,9 @@ def predict(
     if as_json:
         typer.echo(json.dumps(means, indent=2))
         return
-    for path, answers in means.items():
+    for name_of_image, answers in means.items():
         listed = "  ".join(f"{name} {value:+.2f}" for name, value in answers.items())
-        typer.echo(f"{path}: {listed or f'{engine.space.V} vertices'}")
+        typer.echo(f"{name_of_image}: {listed or f'{engine.space.V} vertices'}")
 
 
 @app.command(name="map")
@@ -306,7 +259,7 @@ def draw_map(
     elif what is What.scale:
         maps.value_map(head.scale[::rows], space, label="weight of the global token", path=out)
     else:
-        scores = Scores.load(_scores_folder(model, split.value))
+        scores = Scores.load(scores_folder(model, split.value))
         maps.value_map(scores.r2, space, label=f"R2, {split.value}", path=out)
     typer.echo(str(out))
 
@@ -329,7 +282,7 @@ def bench(
     """Time the readout against Listing 1 and ONNX Runtime in one process, errors beside times."""
     from .bench import bench_readout, print_table, readout_case
 
-    batches = _numbers("--batch", batch) or (1,)
+    batches = numbers("--batch", batch) or (1,)
     case = readout_case(model, vertices=vertices, layers=layers, dim=dim)
     rows = bench_readout(case, batches=batches, rounds=rounds, include_listing1=listing1)
     if as_json:
@@ -393,57 +346,3 @@ def _print_scores(scores: Any, space: Any, as_json: bool = False) -> None:
 
 def _cell(value: float | None) -> str:
     return "-" if value is None or not np.isfinite(value) else f"{value:.3f}"
-
-
-def _numbers(name: str, text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise BrainfastError(
-            name, expected="whole numbers between commas, such as 0,2,4", got=repr(text)
-        ) from error
-
-
-def _image_paths(arguments: list[Path]) -> list[Path]:
-    paths: list[Path] = []
-    for argument in arguments:
-        if argument.is_dir():
-            found = sorted(p for p in argument.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
-                raise BrainfastError(
-                    str(argument),
-                    expected=f"a folder with images ({' '.join(sorted(IMAGE_SUFFIXES))})",
-                    got="none in it",
-                    remedy="check the path; folders inside it are not searched",
-                )
-            paths += found
-        else:
-            paths.append(argument)
-    return paths
-
-
-def _check_outputs(out: Path, paths: list[Path]) -> None:
-    """Refuse, before any work, a folder that cannot be written to and files that would collide."""
-    check_writable(out)
-    stem, count = Counter(path.stem for path in paths).most_common(1)[0]
-    if count > 1:
-        raise BrainfastError(
-            "--out",
-            expected="images whose names differ",
-            got=f"{count} named {stem}",
-            remedy="predict them in separate calls, each with its own --out",
-        )
-
-
-def _scores_folder(model: Path, split: str) -> Path:
-    folder = model / "scores" / split
-    if not folder.is_dir():
-        raise BrainfastError(
-            str(folder),
-            expected=f"scores of the {split} split",
-            got="none yet",
-            remedy=f"run 'brainfast evaluate {model} DATA --split {split}' first",
-        )
-    return folder

@@ -95,15 +95,16 @@ def simulate(
         if done == total:
             bar.close()
 
-    return write_subject(
-        folder,
-        trunk_tokens=lambda paths: _all_tokens(trunk, paths, progress),
-        n_images=n_images,
-        vertices=vertices,
-        dim=int(RECIPES["demo"].head["dim"]),
-        seed=seed,
-        progress=advance,
-    )
+    with bar:
+        return write_subject(
+            folder,
+            trunk_tokens=lambda paths: _all_tokens(trunk, paths, progress),
+            n_images=n_images,
+            vertices=vertices,
+            dim=int(RECIPES["demo"].head["dim"]),
+            seed=seed,
+            progress=advance,
+        )
 
 
 def open_subject(folder: Path, *, seed: int = 0) -> Algonauts:

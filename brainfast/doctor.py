@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
-from importlib.util import find_spec
+from importlib import import_module, metadata
 from typing import Any
 
 import typer
@@ -23,12 +22,17 @@ PACKAGES = (
     "safetensors",
     "pydantic",
 )
+NOT_INSTALLED = "not installed"
+KERNELS = (
+    "none yet: brainfast's own operations run on the CPU, and this build only looks for GPUs;"
+    " a trunk under torch can use one"
+)
 
 
 def diagnose() -> dict[str, Any]:
     """Facts about versions, processor, GPU, build and trunk runtimes; each "no" has its reason."""
     return {
-        "brainfast": metadata.version("brainfast"),
+        "brainfast": _version("brainfast"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "packages": {name: _version(name) for name in PACKAGES},
@@ -50,27 +54,28 @@ def print_report(report: dict[str, Any]) -> None:
     """Print what `diagnose` found, a line a fact."""
     for name, value in report.items():
         if isinstance(value, dict):
-            typer.echo(f"{name}:")
+            typer.echo(f"{_label(name)}:")
             for key, fact in value.items():
-                typer.echo(f"  {key:16} {_plain(fact)}")
-        elif isinstance(value, list):
-            for fact in value:
-                typer.echo(f"{name}: {fact}")
+                typer.echo(f"  {_label(key):16} {_plain(fact)}")
         else:
-            typer.echo(f"{name:18} {_plain(value)}")
+            typer.echo(f"{_label(name):18} {_plain(value)}")
+
+
+def _label(key: str) -> str:
+    return key.replace("_", " ")
 
 
 def _plain(fact: Any) -> str:
     if isinstance(fact, list | tuple):
         return ", ".join(map(str, fact)) or "none"
-    return "no" if fact is None else str(fact)
+    return "none" if fact is None else str(fact)
 
 
 def _version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "not installed"
+        return NOT_INSTALLED
 
 
 def _cpu_model() -> str:
@@ -85,39 +90,77 @@ def _cpu_model() -> str:
 
 
 def _gpu() -> dict[str, Any]:
-    facts = dict(_C.cuda_info())
-    if find_spec("torch") is None:
-        return facts | {"torch": "not installed"}
+    found = _C.cuda_info()
+    return {
+        "kernels": KERNELS,
+        "code_for": [_architecture(name) for name in found["architectures"].split()],
+        "cuda_runtime": found["runtime_version"] or None,
+        "driver": found["driver_version"] or None,
+        "devices": [_device(device) for device in found["devices"]],
+        "problem": found["problem"] or None,
+        "torch": _torch_gpu(),
+    }
+
+
+def _architecture(name: str) -> str:
+    """CMake's names: "90-real" is machine code alone, "120" has PTX for later cards as well."""
+    number, _, kind = name.partition("-")
+    return f"sm_{number}" if kind else f"sm_{number} and later"
+
+
+def _device(device: dict[str, Any]) -> str:
+    memory = device["memory_bytes"] / 2**30
+    text = f"{device['name']} (compute {device['capability']}, {memory:.0f} GiB)"
+    return f"{text}: {device['problem']}" if device["problem"] else text
+
+
+def _torch_gpu() -> str:
+    problem = _import_problem("torch")
+    if problem:
+        return problem
     import torch
 
     if torch.cuda.is_available():
-        return facts | {"torch": f"uses {torch.cuda.get_device_name()}"}
+        return f"uses {torch.cuda.get_device_name()}"
     built = torch.version.cuda
-    answer = f"built for CUDA {built}, sees no GPU" if built else "built for the CPU"
-    return facts | {"torch": answer}
+    return f"built for CUDA {built}, sees no GPU" if built else "built for the CPU"
 
 
 def _torch_runtime() -> str:
-    missing = [name for name in ("torch", "timm") if find_spec(name) is None]
-    if missing:
-        return f"no: {' and '.join(missing)} not installed"
-    return "yes, fp32 and bf16"
+    for name in ("torch", "timm"):
+        problem = _import_problem(name)
+        if problem:
+            return f"no: {problem}"
+    import torch
+
+    return f"yes: fp32 and bf16 on the CPU{' and the GPU' if torch.cuda.is_available() else ''}"
 
 
 def _onnx_runtime() -> str:
-    if find_spec("onnxruntime") is None:
-        return "no: onnxruntime not installed"
-    import onnxruntime
+    problem = _import_problem("onnxruntime")
+    if problem:
+        return f"no: {problem}"
+    return "yes: fp32 on the CPU, for models with trunk.onnx; its GPU providers are not used"
 
-    return f"yes, fp32 ({', '.join(onnxruntime.get_available_providers())})"
+
+def _import_problem(name: str) -> str | None:
+    """Why a package cannot be used: it is not there, or its import fails."""
+    try:
+        import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            return f"{name} is not installed"
+        return f"{name} does not import: {error}"
+    except Exception as error:  # a broken install raises anything, and is what doctor is for
+        return " ".join(f"{name} does not import: {error}".split())
+    return None
 
 
 def _warnings() -> list[str]:
-    found = []
-    both = [n for n in ("onnxruntime", "onnxruntime-gpu") if _version(n) != "not installed"]
-    if len(both) == 2:
-        found.append(
-            "onnxruntime and onnxruntime-gpu overwrite each other: reinstall one in a fresh"
+    both = ("onnxruntime", "onnxruntime-gpu")
+    if all(_version(name) != NOT_INSTALLED for name in both):
+        return [
+            "onnxruntime and onnxruntime-gpu overwrite each other: install one of them in a fresh"
             " environment"
-        )
-    return found
+        ]
+    return []

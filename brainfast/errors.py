@@ -18,3 +18,12 @@ class BrainfastError(ValueError):
         if remedy:
             message = f"{message}; {remedy}"
         super().__init__(" ".join(message.split()))
+
+    def renamed(self, old: str, new: str) -> BrainfastError:
+        """The same error with `old` in its name called `new`."""
+        return BrainfastError(
+            self.name.replace(old, new),
+            expected=self.expected,
+            got=self.got,
+            remedy=self.remedy,
+        )

@@ -9,7 +9,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise _unwritable(path, error) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # a read-only disk must not hide its first error
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -64,6 +65,8 @@ def atomic_folder(folder: str | Path, marker: str) -> Iterator[Path]:
         part.rename(folder)
     except OSError as error:
         raise _unwritable(folder, error) from error
+    except BrainfastError as error:
+        raise error.renamed(str(part), str(folder)) from error
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)

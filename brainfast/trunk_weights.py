@@ -110,4 +110,5 @@ def hash_weights(model: torch.nn.Module) -> str:
 
 def short(error: Exception) -> str:
     """A foreign error as at most 200 characters of one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    text = " ".join(str(error).split())[:200]
+    return text if " " in text else f"{type(error).__name__} {text}".strip()

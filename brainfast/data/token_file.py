@@ -24,7 +24,7 @@ from ..images import Preprocessing
 DATA_FILE = "tokens.safetensors"
 PARTIAL_FILE = "tokens.partial"
 INDEX_FILE = "tokens.json"
-LOCK_FILE = "lock"
+LOCK_FILE = "tokens.lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 Kind = Literal["fp32", "bf16"]
@@ -94,12 +94,12 @@ def layout(index: Index) -> Layout:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = LOCK_FILE) -> Iterator[None]:
     """Hold the folder against other processes; the system frees it when this one ends.
 
     What a killed process had half written under a temporary name is removed.
     """
-    with (folder / LOCK_FILE).open("w") as file:
+    with (folder / name).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

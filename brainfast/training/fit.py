@@ -33,9 +33,11 @@ class Dataset(Protocol):
     val: Split
     heldout: Split
     space: VertexSpace
-    coordinates: np.ndarray
     surface: Literal["inflated", "sphere"]
     split_hash: str
+
+    @property
+    def coordinates(self) -> np.ndarray: ...  # [V,3]
 
 
 def fit(

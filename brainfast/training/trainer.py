@@ -29,6 +29,7 @@ from .recipes import Recipe
 from .soup import greedy_soup
 
 CHECKPOINT = "checkpoint.safetensors"
+LOCK_FILE = "training.lock"
 
 
 class Responses(Protocol):
@@ -123,7 +124,7 @@ class Trainer:
             disable=not self.show,
         )
         self.work.mkdir(parents=True, exist_ok=True)
-        with locked(self.work), bar:
+        with locked(self.work, LOCK_FILE), bar:
             while not self._finished():
                 self._epoch(bar)
         return self.state

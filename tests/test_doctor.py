@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from brainfast import _C, doctor
+
+
+@pytest.fixture(scope="module")
+def report():
+    return doctor.diagnose()
+
+
+def test_the_report_is_json_and_says_what_was_found(report):
+    again = json.loads(json.dumps(report))
+    assert again["cpu"]["instruction_set"] == _C.isa()
+    assert again["cpu"]["threads"] == _C.num_threads()
+    assert again["packages"]["numpy"] != doctor.NOT_INSTALLED
+    assert set(again["cpu"]["usable"]) <= set(again["build"]["isas"])
+    assert {"torch", "onnx"} == set(again["trunk_runtimes"])
+
+
+def test_every_fact_is_one_line(report, capsys):
+    doctor.print_report(report)
+    lines = capsys.readouterr().out.splitlines()
+    facts = sum(len(value) + 1 if isinstance(value, dict) else 1 for value in report.values())
+    assert len(lines) == facts
+    assert all("{" not in line and "[" not in line for line in lines)
+
+
+def test_the_report_says_that_the_kernels_run_on_the_cpu(report):
+    assert "CPU" in report["gpu"]["kernels"]
+
+
+def test_architectures_are_told_in_nvidias_names(monkeypatch):
+    card = {"name": "H200", "capability": "9.0", "memory_bytes": 139 << 30, "problem": ""}
+    found = {
+        "compiled": True,
+        "architectures": "80-real 120",
+        "runtime_version": "13.0",
+        "driver_version": "",
+        "problem": "",
+        "devices": [card, card | {"problem": "no code for it"}],
+    }
+    monkeypatch.setattr(doctor._C, "cuda_info", lambda: found)
+    gpu = doctor._gpu()
+    assert gpu["code_for"] == ["sm_80", "sm_120 and later"]
+    assert gpu["driver"] is None
+    assert gpu["devices"] == [
+        "H200 (compute 9.0, 139 GiB)",
+        "H200 (compute 9.0, 139 GiB): no code for it",
+    ]
+
+
+def test_a_missing_and_a_broken_package_are_reasons(monkeypatch, tmp_path):
+    real = doctor.import_module
+
+    def import_module(name: str):
+        if name == "timm":
+            raise ModuleNotFoundError("No module named 'timm'", name="timm")
+        if name == "onnxruntime":
+            raise ImportError("libonnx.so:\nno such file")
+        return real(name)
+
+    monkeypatch.setattr(doctor, "import_module", import_module)
+    runtimes = doctor.diagnose()["trunk_runtimes"]
+    assert runtimes["torch"] == "no: timm is not installed"
+    assert runtimes["onnx"] == "no: onnxruntime does not import: libonnx.so: no such file"
+
+
+@pytest.mark.parametrize("installed", [{"onnxruntime"}, {"onnxruntime", "onnxruntime-gpu"}])
+def test_both_onnxruntimes_are_a_warning(monkeypatch, installed):
+    monkeypatch.setattr(
+        doctor, "_version", lambda name: "1.0" if name in installed else doctor.NOT_INSTALLED
+    )
+    assert len(doctor._warnings()) == len(installed) - 1
+
+
+def test_a_forced_instruction_set_is_told(monkeypatch):
+    monkeypatch.setenv("BRAINFAST_ISA", "portable")
+    assert doctor.diagnose()["cpu"]["forced"] == "portable"
