@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from .boundary import resumable, run
@@ -32,6 +31,7 @@ from .cli_options import (
 )
 from .errors import BrainfastError
 from .files import check_replaceable, check_writable
+from .score_table import score_lines, score_values
 
 app = typer.Typer(
     help="Photograph in, predicted response of the visual cortex out.",
@@ -329,20 +329,7 @@ def _open_data(
 
 
 def _print_scores(scores: Any, space: Any, as_json: bool = False) -> None:
-    rows = scores.roi_table(space)
     if as_json:
-        typer.echo(json.dumps({"summary": scores.summary(), "rois": rows}, indent=2))
-        return
-    typer.echo(f"{'ROI':12} {'vertices':>8} {'R2':>7} {'r':>7} {'ceiling':>8} {'normalised':>10}")
-    for row in rows:
-        cells = [_cell(row[name]) for name in ("r2", "r", "ceiling", "normalised")]
-        typer.echo(
-            f"{row['roi']:12} {row['vertices']:8} {cells[0]:>7} {cells[1]:>7}"
-            f" {cells[2]:>8} {cells[3]:>10}"
-        )
-    if scores.reason:
-        typer.echo(f"no normalised score: {scores.reason}")
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None or not np.isfinite(value) else f"{value:.3f}"
+        typer.echo(json.dumps(score_values(scores, space), indent=2, allow_nan=False))
+    else:
+        typer.echo("\n".join(score_lines(scores, space)))

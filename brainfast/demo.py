@@ -15,10 +15,11 @@ from .bench import bench_readout, print_table, readout_case
 from .card import ParityCard
 from .data import Algonauts
 from .data.simulated import Planted, recovery, write_subject
-from .demo_report import DemoResult, Unseen, write_report
+from .demo_report import FOUND, DemoResult, Unseen, write_report
 from .encoder import Encoder, load
 from .engine import Engine
 from .maps import Selectors
+from .score_table import score_lines
 from .tokens import Tokens, downsample
 from .training import RECIPES, Recipe, fit
 from .trunks import Trunk
@@ -48,7 +49,7 @@ def run_demo(
     scores = encoder.evaluate(data.heldout)
     selectors = _numpy_selectors(encoder)
     found = recovery(planted, *selectors)
-    _print_scores(scores, found)
+    _print_findings(scores, data, found)
     stage("saving, folding, compiling")
     encoder, engine, parity = _compile(encoder, data, out / "model")
     scores.save(out / "model" / "scores" / "heldout")
@@ -163,11 +164,12 @@ def _numpy_selectors(encoder: Encoder) -> Selectors:
     return Selectors(folded.space, folded.layer, folded.scale)
 
 
-def _print_scores(scores: Scores, found: dict[str, float]) -> None:
-    summary = scores.summary()
-    shown = ("r2_mean", "r2_median", "r_mean", "ceiling_mean", "normalised_mean")
-    typer.echo("  scores: " + ", ".join(f"{name} {summary[name]:.3f}" for name in shown))
-    typer.echo("  recovered: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+def _print_findings(scores: Scores, data: Algonauts, found: dict[str, float]) -> None:
+    typer.echo("\n".join(f"  {line}" for line in score_lines(scores, data.space)))
+    typer.echo("  planted selectors recovered:")
+    for name, value in found.items():
+        selector, measure = FOUND[name]
+        typer.echo(f"    {selector:34}{measure:20}{value:7.3f}")
 
 
 def _compile(
