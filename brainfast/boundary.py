@@ -48,7 +48,8 @@ def run(command: Callable[..., Any]) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        code = command(sys.argv[1:] or ["--help"], standalone_mode=False)
+        arguments = sys.argv[1:] or ["--help"]
+        code = command(arguments, prog_name="brainfast", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes stdout once more on the way out.
