@@ -15,6 +15,7 @@ from .cli_options import (
     DataFolder,
     Device,
     Groups,
+    HeadPrecision,
     Json,
     ModelFolder,
     Ncsnr,
@@ -188,7 +189,7 @@ def predict(
     submission: Annotated[
         Path | None, typer.Option(help="Write an Algonauts submission zip of all images.")
     ] = None,
-    precision: Annotated[Precision, typer.Option(help="Of the head.")] = Precision.fp32,
+    precision: Annotated[HeadPrecision, typer.Option(help="Of the head.")] = HeadPrecision.fp32,
     trunk_precision: Annotated[Precision, typer.Option(help="Of the trunk.")] = Precision.fp32,
     runtime: Annotated[RuntimeName, typer.Option(help="Of the trunk.")] = RuntimeName.auto,
     device: Annotated[Device, typer.Option(help="Of the trunk.")] = Device.auto,

@@ -55,6 +55,14 @@ class Precision(StrEnum):
     bf16 = "bf16"
 
 
+class HeadPrecision(StrEnum):
+    """Operand precision of the head; sums are fp32 in all. bf16x3 is as good as fp32."""
+
+    fp32 = "fp32"
+    bf16x3 = "bf16x3"
+    bf16 = "bf16"
+
+
 class RuntimeName(StrEnum):
     """What runs the trunk."""
 

@@ -39,6 +39,9 @@ def diagnose() -> dict[str, Any]:
         "cpu": {
             "model": _cpu_model(),
             "instruction_set": _C.isa(),
+            "head_fp32": _C.isa("fp32"),
+            "head_bf16": _C.isa("bf16"),
+            "head_bf16x3": _C.isa("bf16x3"),
             "usable": list(_C.supported_isas()),
             "forced": os.environ.get("BRAINFAST_ISA"),
             "threads": _C.num_threads(),

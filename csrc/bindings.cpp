@@ -1,5 +1,3 @@
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
@@ -7,57 +5,14 @@
 #include <string>
 #include <vector>
 
+#include "bindings.h"
 #include "kernels/factor_readout.h"
-#include "runtime/check.h"
 #include "runtime/cpu_features.h"
 #include "runtime/cuda_info.h"
 #include "runtime/thread_pool.h"
 
-namespace py = pybind11;
-
 namespace brainfast {
 namespace {
-
-using Sizes = std::vector<py::ssize_t>;
-
-std::string text_of(const Sizes& shape) {
-  std::string text = "[";
-  for (std::size_t i = 0; i < shape.size(); ++i) {
-    if (i) text += ',';
-    text += std::to_string(shape[i]);
-  }
-  return text += ']';
-}
-
-Sizes shape_of(const py::array& array) {
-  return Sizes(array.shape(), array.shape() + array.ndim());
-}
-
-void check_rank(const py::array& array, const char* name, py::ssize_t rank, const char* letters) {
-  check(array.ndim() == rank, name, letters, "shape " + text_of(shape_of(array)));
-}
-
-template <class T>
-void check_array(const py::array& array, const char* name, const Sizes& shape) {
-  const char* dtype = sizeof(T) == 4 ? "float32" : "float64";
-  check(py::isinstance<py::array_t<T>>(array), name, dtype, std::string(py::str(array.dtype())));
-  if (shape_of(array) != shape) fail(name, "shape " + text_of(shape), text_of(shape_of(array)));
-  check((array.flags() & py::array::c_style) && array.dtype().byteorder() != '>', name,
-        "a contiguous array", "a strided one");
-}
-
-template <class T>
-const T* read(const py::array& array, const char* name, const Sizes& shape) {
-  check_array<T>(array, name, shape);
-  return static_cast<const T*>(array.data());
-}
-
-template <class T>
-T* write(py::array& array, const char* name, const Sizes& shape) {
-  check_array<T>(array, name, shape);
-  check(array.writeable(), name, "a writeable array", "a read-only one");
-  return static_cast<T*>(array.mutable_data());
-}
 
 ReadoutShape shape_from(const py::array& layer, const py::array& weight, py::ssize_t height,
                         py::ssize_t width, bool align_corners) {
@@ -165,12 +120,13 @@ std::unique_ptr<FactorReadoutPlan> make_plan(const py::array& space, const py::a
                                              const py::array& scale, const py::array& weight,
                                              const py::array& bias, py::ssize_t height,
                                              py::ssize_t width, bool align_corners,
-                                             const std::string& isa) {
+                                             const std::string& isa, const std::string& precision) {
   const ReadoutShape shape = shape_from(layer, weight, height, width, align_corners);
   const auto parameters = parameters_from<float>(shape, space, layer, scale, weight, &bias);
-  const Isa chosen = select_isa(isa);
+  const Precision operands = precision_named(precision);
+  const Isa chosen = select_isa(isa, operands);
   const py::gil_scoped_release release;
-  return std::make_unique<FactorReadoutPlan>(shape, parameters, chosen);
+  return std::make_unique<FactorReadoutPlan>(shape, parameters, chosen, operands);
 }
 
 py::array plan_run(const FactorReadoutPlan& plan, const py::array& local, const py::array& global,
@@ -205,11 +161,17 @@ py::dict build_info() {
   py::dict info;
   info["compiler"] = BRAINFAST_COMPILER;
   info["build_type"] = BRAINFAST_BUILD_TYPE;
+  std::vector<std::string> isas{"portable"};
 #if defined(BRAINFAST_X86_KERNELS)
-  info["isas"] = std::vector<std::string>{"portable", "avx2", "avx512"};
-#else
-  info["isas"] = std::vector<std::string>{"portable"};
+  isas.insert(isas.end(), {"avx2", "avx512"});
 #endif
+#if defined(BRAINFAST_AVX512BF16_KERNELS)
+  isas.emplace_back("avx512bf16");
+#endif
+#if defined(BRAINFAST_AMX_KERNELS)
+  isas.emplace_back("amx");
+#endif
+  info["isas"] = isas;
   info["cuda"] = BRAINFAST_CUDA_NOTE;
   return info;
 }
@@ -252,10 +214,11 @@ PYBIND11_MODULE(_C, m) {
         "grad_output [B,V] -> gradients of local, global_, space, layer, scale, weight, bias; "
         "None where `needs` says no.");
   py::class_<FactorReadoutPlan>(m, "FactorReadoutPlan",
-                                "The readout with its parameters packed once, float32.")
+                                "The readout with its parameters packed once. `precision` is that "
+                                "of weight and tokens: fp32, bf16 or bf16x3; sums are float32.")
       .def(py::init(&make_plan), py::arg("space"), py::arg("layer"), py::arg("scale"),
            py::arg("weight"), py::arg("bias"), py::arg("height"), py::arg("width"),
-           py::arg("align_corners") = false, py::arg("isa") = "")
+           py::arg("align_corners") = false, py::arg("isa") = "", py::arg("precision") = "fp32")
       .def("run", &plan_run, py::arg("local"), py::arg("global_"), py::arg("out") = py::none(),
            "local [B,L,D,H,W], global_ [B,L,D] -> [B,V], written into `out` where given.")
       .def("adjoint", &plan_adjoint, py::arg("grad_output"),
@@ -268,14 +231,25 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("height", [](const FactorReadoutPlan& p) { return p.shape().height; })
       .def_property_readonly("width", [](const FactorReadoutPlan& p) { return p.shape().width; })
       .def_property_readonly("isa", [](const FactorReadoutPlan& p) { return name_of(p.isa()); })
+      .def_property_readonly("precision",
+                             [](const FactorReadoutPlan& p) { return name_of(p.precision()); })
       .def_property_readonly("nbytes", &FactorReadoutPlan::bytes)
       .def_property_readonly("flops_per_image", &FactorReadoutPlan::flops_per_image);
-  m.def("isa", [] { return name_of(select_isa()); }, "The instruction set that kernels use now.");
-  m.def("supported_isas", [] {
-    std::vector<std::string> names;
-    for (Isa isa : supported_isas()) names.emplace_back(name_of(isa));
-    return names;
-  });
+  bind_align_tokens(m);
+  m.def(
+      "isa",
+      [](const std::string& precision) {
+        return name_of(select_isa("", precision_named(precision)));
+      },
+      py::arg("precision") = "fp32", "The path of the kernels that this precision takes now.");
+  m.def(
+      "supported_isas",
+      [](const std::string& precision) {
+        std::vector<std::string> names;
+        for (Isa isa : supported_isas(precision_named(precision))) names.emplace_back(name_of(isa));
+        return names;
+      },
+      py::arg("precision") = "fp32", "Every path that this precision can take here.");
   m.def("num_threads", &num_threads, py::call_guard<py::gil_scoped_release>());
   m.def("set_num_threads", &set_num_threads, py::arg("threads"),
         py::call_guard<py::gil_scoped_release>());

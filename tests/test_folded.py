@@ -10,7 +10,7 @@ import torch
 
 from brainfast.errors import BrainfastError
 from brainfast.files import load_tensors, save_tensors
-from brainfast.folded import FoldedFactorTopy, round_bf16
+from brainfast.folded import AlignedTokens, FoldedFactorTopy
 from brainfast.tokens import Tokens
 
 LAYERS, CHANNELS, GRID, DIM = (0, 2, 5), (4, 6, 5), (5, 4), 9
@@ -98,20 +98,28 @@ def test_other_grids_are_resampled_as_torch_does() -> None:
     assert np.allclose(head.run(tokens), head.run(resampled), atol=1e-5)
 
 
-def test_round_bf16_is_torchs_rounding() -> None:
-    values = np.random.default_rng(0).normal(size=4096).astype(np.float32)
-    values[:4] = [0.0, -0.0, 1.00390625, 3.0e38]
-    expected = torch.from_numpy(values).bfloat16().float().numpy()
-    assert np.array_equal(round_bf16(values), expected)
-
-
-def test_bf16_is_near_and_says_so() -> None:
+@pytest.mark.parametrize(("precision", "least", "bar"), [("bf16", 1e-4, 5e-3), ("bf16x3", 0, 1e-5)])
+def test_a_precision_is_near_and_says_so(precision: str, least: float, bar: float) -> None:
     head, tokens = make_head(vertices=200), make_tokens()
     exact = head.run(tokens)
-    rounded = head.with_precision("bf16").run(tokens)
-    error = (rounded - exact) / (exact - head.bias).std()
-    assert 1e-6 < np.sqrt(np.square(error).mean()) < 5e-3
-    assert head.with_precision("bf16").with_precision("fp32").run(tokens).tolist() == exact.tolist()
+    rounded = head.with_precision(precision)
+    error = (rounded.run(tokens) - exact) / (exact - head.bias).std()
+    assert rounded.precision == precision
+    assert least < np.sqrt(np.square(error).mean()) < bar
+    assert rounded.with_precision("fp32").run(tokens).tolist() == exact.tolist()
+
+
+def test_bf16_is_the_exact_readout_of_rounded_operands() -> None:
+    def rounded(array: np.ndarray) -> np.ndarray:
+        return torch.from_numpy(array).bfloat16().float().numpy()
+
+    head = make_head()
+    aligned = head.align(make_tokens())
+    by_hand = replace(head, weight=rounded(head.weight)).readout(
+        AlignedTokens(rounded(aligned.local), rounded(aligned.global_))
+    )
+    found = head.with_precision("bf16").readout(aligned)
+    assert np.abs(found - by_hand).max() <= 1e-5 * (by_hand - head.bias).std()
 
 
 def test_arrays_survive_a_file(tmp_path) -> None:

@@ -9,6 +9,33 @@ import torch
 from torch.nn import functional
 
 
+def align_tokens(
+    local: Sequence[torch.Tensor],  # [B,C_l,H_l,W_l] a layer
+    global_: Sequence[torch.Tensor],  # [B,C_l] a layer
+    bottleneck_local: Sequence[torch.Tensor],  # [D,C_l] a layer
+    bottleneck_global: Sequence[torch.Tensor],  # [D,C_l] a layer
+    offset_local: torch.Tensor,  # [L,D]
+    offset_global: torch.Tensor,  # [L,D]
+    grid: tuple[int, int],  # H, W
+    *,
+    pool_space: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:  # [B,L,D,H,W], [B,L,D]
+    """local_l = bottleneck_l resample(x_l) + offset_l, and the same for the global tokens.
+
+    The resampling is bilinear, align_corners=False, no antialias. `pool_space` averages over the
+    grid: local [B,L,D,1,1]. All of one dtype; B >= 1.
+    Source: Yang et al., Brain Decodes Deep Nets, Listing 1.
+    """
+    aligned = []
+    for tokens, matrix, offset in zip(local, bottleneck_local, offset_local, strict=True):
+        resampled = functional.interpolate(tokens, size=grid, mode="bilinear", align_corners=False)
+        if pool_space:
+            resampled = resampled.mean(dim=(2, 3), keepdim=True)
+        aligned.append(torch.einsum("dc,bchw->bdhw", matrix, resampled) + offset[:, None, None])
+    products = [tokens @ m.T for tokens, m in zip(global_, bottleneck_global, strict=True)]
+    return torch.stack(aligned, dim=1), torch.stack(products, dim=1) + offset_global
+
+
 def factor_readout(
     local: torch.Tensor,  # [B,L,D,H,W]
     global_: torch.Tensor,  # [B,L,D]

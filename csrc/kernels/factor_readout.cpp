@@ -7,6 +7,8 @@
 
 #include "../runtime/scratch.h"
 #include "../runtime/thread_pool.h"
+#include "bfloat16.h"
+#include "factor_readout_bfloat.h"
 #include "factor_readout_layout.h"
 
 namespace brainfast {
@@ -19,8 +21,9 @@ const ReadoutKernels<T>& kernels_of(Isa isa) {
   if constexpr (std::is_same_v<T, double>) {
     return readout_kernels_portable_double();
   } else {
+    if (isa == Isa::amx_emulated) return readout_kernels_wide();
 #if defined(BRAINFAST_X86_KERNELS)
-    if (isa == Isa::avx512) return readout_kernels_avx512();
+    if (isa >= Isa::avx512) return readout_kernels_avx512();
     if (isa == Isa::avx2) return readout_kernels_avx2();
 #endif
     return readout_kernels_portable();
@@ -45,14 +48,27 @@ void pack_tokens(const ReadoutLayout<T>& layout, const ReadoutTokens<T>& tokens,
   });
 }
 
+void round_tokens(Precision precision, std::int64_t count, float* packed, ThreadPool& pool) {
+  constexpr std::int64_t kPiece = 1 << 14;
+  pool.run((count + kPiece - 1) / kPiece, [&](std::int64_t task, int) {
+    float* const at = packed + task * kPiece;
+    round_operands(precision, std::min(kPiece, count - task * kPiece), at, at);
+  });
+}
+
 template <class T>
 void run_forward(const ReadoutLayout<T>& layout, const ReadoutTokens<T>& tokens, Scratch& scratch,
-                 T* output, ThreadPool& pool) {
+                 T* output, ThreadPool& pool, Precision precision = Precision::fp32) {
   constexpr std::int64_t kCacheElements = 1 << 16;  // of tokens that a cell reads from
   const ReadoutView<T>& view = layout.view();
   if (tokens.images == 0 || view.vertices == 0) return;
   T* const packed = scratch.room<T>(kTokens, tokens.images * view.image_stride);
   pack_tokens(layout, tokens, packed, pool);
+  if constexpr (std::is_same_v<T, float>) {
+    if (precision != Precision::fp32) {
+      round_tokens(precision, tokens.images * view.image_stride, packed, pool);
+    }
+  }
   const std::int64_t size = layout.kernels().forward_scratch(view) + kLine;
   T* const work = scratch.room<T>(kWork, size * pool.size());
   // Weights that are packed on the way are packed once a unit, so then all images go together.
@@ -69,10 +85,11 @@ void run_forward(const ReadoutLayout<T>& layout, const ReadoutTokens<T>& tokens,
 }
 
 // Token gradients of every image. A task is an image and a slice of its channels; how wide the
-// slices are changes no sum, so it may follow the number of threads.
-template <class T>
+// slices are changes no sum, so it may follow the number of threads. sort_weight(group, to) is the
+// kernels' own, or another that knows where the weights are.
+template <class T, class F>
 void run_token_gradients(const ReadoutLayout<T>& layout, std::int64_t images, const T* grad_output,
-                         T* local, T* global, Scratch& scratch, ThreadPool& pool) {
+                         T* local, T* global, Scratch& scratch, ThreadPool& pool, F&& sort_weight) {
   const ReadoutView<T>& view = layout.view();
   if (images == 0) return;
   std::int64_t width = 8 * view.lanes;
@@ -86,9 +103,8 @@ void run_token_gradients(const ReadoutLayout<T>& layout, std::int64_t images, co
   const std::int64_t rows = view.layers * view.channels;
   const std::int64_t group_size = view.lanes * view.sorted_stride;
   T* const sorted = scratch.room<T>(kWeight, layout.groups() * group_size);
-  pool.run(layout.groups(), [&](std::int64_t group, int) {
-    layout.kernels().sort_weight(view, group, sorted + group * group_size);
-  });
+  pool.run(layout.groups(),
+           [&](std::int64_t group, int) { sort_weight(group, sorted + group * group_size); });
   pool.run(images * slices, [&](std::int64_t task, int participant) {
     const std::int64_t image = task / slices, begin = task % slices * width;
     ReadoutTokenTask<T> slice{};
@@ -162,8 +178,9 @@ void factor_readout_backward(const ReadoutShape& shape, const ReadoutParameters<
     run_vertex_gradients(layout, tokens, grad_output, gradients, *scratch, *pool);
   }
   if (gradients.local || gradients.global) {
-    run_token_gradients(layout, tokens.images, grad_output, gradients.local, gradients.global,
-                        *scratch, *pool);
+    run_token_gradients(
+        layout, tokens.images, grad_output, gradients.local, gradients.global, *scratch, *pool,
+        [&](std::int64_t group, T* to) { layout.kernels().sort_weight(layout.view(), group, to); });
   }
 }
 
@@ -179,39 +196,83 @@ template void factor_readout_backward(const ReadoutShape&, const ReadoutParamete
                                       const ReadoutGradients<double>&, Isa);
 
 struct FactorReadoutPlan::State {
-  State(const ReadoutShape& given, const ReadoutParameters<float>& parameters, Isa chosen,
-        ThreadPool& pool)
-      : shape(given), isa(chosen), layout(given, parameters, kernels_of<float>(chosen), pool) {
-    layout.pack_weight(pool);
+  State(const ReadoutShape& given, const ReadoutParameters<float>& parameters, Precision wanted,
+        Isa chosen, ThreadPool& pool)
+      : shape(given),
+        precision(wanted),
+        isa(chosen),
+        layout(given, parameters, kernels_of<float>(chosen), pool, unit_vertices(chosen)) {
+    if (const BFloatKernels* kernels = bfloat_kernels_of(chosen)) {
+      bfloat = std::make_unique<BFloatReadout>(layout, *kernels, wanted, pool);
+      layout.forget_weight();
+    } else {
+      layout.pack_weight(pool);
+    }
+  }
+
+  static std::int64_t unit_vertices(Isa isa) {
+    const BFloatKernels* kernels = bfloat_kernels_of(isa);
+    return kernels ? kernels->unit_vertices : kReadoutUnitVertices;
   }
 
   ReadoutShape shape;
+  Precision precision;
   Isa isa;
   ReadoutLayout<float> layout;
+  std::unique_ptr<BFloatReadout> bfloat;  // null where float32 operands are multiplied
 };
 
 FactorReadoutPlan::FactorReadoutPlan(const ReadoutShape& shape,
-                                     const ReadoutParameters<float>& parameters, Isa isa)
-    : state_(std::make_unique<State>(shape, parameters, isa, *shared_pool())) {}
+                                     const ReadoutParameters<float>& parameters, Isa isa,
+                                     Precision precision) {
+  const auto pool = shared_pool();
+  ReadoutParameters<float> used = parameters;
+  AlignedBuffer<float> rounded;
+  if (precision != Precision::fp32 && !bfloat_kernels_of(isa)) {
+    rounded.reserve(shape.vertices * shape.channels);
+    pool->run(shape.vertices, [&](std::int64_t vertex, int) {
+      const std::int64_t row = vertex * shape.channels;
+      round_operands(precision, shape.channels, parameters.weight + row, rounded.data() + row);
+    });
+    used.weight = rounded.data();
+  }
+  state_ = std::make_unique<State>(shape, used, precision, isa, *pool);
+}
 
 FactorReadoutPlan::~FactorReadoutPlan() = default;
 
 void FactorReadoutPlan::run(const ReadoutTokens<float>& tokens, float* output) const {
   const auto pool = shared_pool();
   BorrowedScratch scratch(pool->shelf());
-  run_forward(state_->layout, tokens, *scratch, output, *pool);
+  if (state_->bfloat) {
+    state_->bfloat->run(tokens, *scratch, output, *pool);
+  } else {
+    run_forward(state_->layout, tokens, *scratch, output, *pool, state_->precision);
+  }
 }
 
 void FactorReadoutPlan::adjoint(std::int64_t objectives, const float* grad_output, float* local,
                                 float* global) const {
   const auto pool = shared_pool();
   BorrowedScratch scratch(pool->shelf());
-  run_token_gradients(state_->layout, objectives, grad_output, local, global, *scratch, *pool);
+  const ReadoutLayout<float>& layout = state_->layout;
+  run_token_gradients(layout, objectives, grad_output, local, global, *scratch, *pool,
+                      [&](std::int64_t group, float* to) {
+                        if (state_->bfloat) {
+                          state_->bfloat->sort_weight(group, to);
+                        } else {
+                          layout.kernels().sort_weight(layout.view(), group, to);
+                        }
+                      });
 }
 
 const ReadoutShape& FactorReadoutPlan::shape() const { return state_->shape; }
 Isa FactorReadoutPlan::isa() const { return state_->isa; }
-std::int64_t FactorReadoutPlan::bytes() const { return state_->layout.bytes(); }
+Precision FactorReadoutPlan::precision() const { return state_->precision; }
+
+std::int64_t FactorReadoutPlan::bytes() const {
+  return state_->layout.bytes() + (state_->bfloat ? state_->bfloat->bytes() : 0);
+}
 
 std::int64_t FactorReadoutPlan::flops_per_image() const {
   return 2 * state_->layout.corners() * state_->shape.layers * state_->shape.channels;

@@ -65,20 +65,25 @@ void factor_readout_backward(const ReadoutShape& shape, const ReadoutParameters<
                              const ReadoutGradients<T>& gradients, Isa isa);
 
 // The readout with its parameters sorted and packed once. Methods may be called from several
-// threads at a time.
+// threads at a time. `precision` is that of weight and tokens, in run; sampling, layers, scale,
+// bias and every sum are float32. 1/D is applied after rounding.
 class FactorReadoutPlan {
  public:
-  FactorReadoutPlan(const ReadoutShape& shape, const ReadoutParameters<float>& parameters, Isa isa);
+  // `isa` is one that select_isa gives for this precision.
+  FactorReadoutPlan(const ReadoutShape& shape, const ReadoutParameters<float>& parameters, Isa isa,
+                    Precision precision = Precision::fp32);
   ~FactorReadoutPlan();
 
   void run(const ReadoutTokens<float>& tokens, float* output /* [B,V] */) const;
 
   // The transpose of run without its bias: objectives on the response -> objectives on the tokens.
+  // The weights are those of run; objectives and sums are float32 in every precision.
   void adjoint(std::int64_t objectives, const float* grad_output /* [O,V] */,
                float* local /* [O,L,D,H,W] */, float* global /* [O,L,D] */) const;
 
   const ReadoutShape& shape() const;
   Isa isa() const;
+  Precision precision() const;
   std::int64_t bytes() const;            // of packed parameters
   std::int64_t flops_per_image() const;  // multiply-adds count two; padding is not counted
 

@@ -26,6 +26,7 @@ using std::int64_t;
 template <class T, int lanes, int registers, int max_rows>
 struct Machine {
   using Scalar = T;
+  using Operand = T;  // what products are made of
   static constexpr int kLanes = lanes;
   static constexpr int kMaxRows = max_rows;
   typedef T Vector __attribute__((vector_size(lanes * sizeof(T)), may_alias));
@@ -33,6 +34,13 @@ struct Machine {
 
   // Few rows leave registers for four columns, which hides the latency of the multiply-adds.
   static constexpr int columns(int rows) { return 5 * rows + 4 <= registers ? 4 : 2; }
+
+  static BRAINFAST_INLINE Vector load_operands(const T* from) {
+    return *reinterpret_cast<const Vector*>(from);
+  }
+  static BRAINFAST_INLINE void add_product(Vector& sum, Vector lanes_operand, T operand) {
+    sum += lanes_operand * operand;
+  }
 };
 
 template <class M>
@@ -71,17 +79,17 @@ struct Strides {
 // sum[r][c] += sum over steps of x[step][r] * w[step][c]: all of the arithmetic happens here.
 template <class M, int Rows, int Columns>
 BRAINFAST_INLINE void multiply(typename M::Vector (&sum)[Rows][Columns],
-                               const typename M::Scalar* x, const typename M::Scalar* w,
+                               const typename M::Operand* x, const typename M::Operand* w,
                                const Strides& strides, int64_t steps) {
   for (int64_t step = 0; step < steps; ++step) {
-    typename M::Vector column[Columns];
+    decltype(M::load_operands(w)) column[Columns];
     BRAINFAST_UNROLL
-    for (int c = 0; c < Columns; ++c) column[c] = load<M>(w + c * strides.w_column);
+    for (int c = 0; c < Columns; ++c) column[c] = M::load_operands(w + c * strides.w_column);
     BRAINFAST_UNROLL
     for (int r = 0; r < Rows; ++r) {
-      const typename M::Scalar value = x[r * strides.x_row];
+      const typename M::Operand value = x[r * strides.x_row];
       BRAINFAST_UNROLL
-      for (int c = 0; c < Columns; ++c) sum[r][c] += column[c] * value;
+      for (int c = 0; c < Columns; ++c) M::add_product(sum[r][c], column[c], value);
     }
     x += strides.x_step;
     w += strides.w_step;
@@ -211,12 +219,12 @@ BRAINFAST_INLINE int64_t filled_lanes(const ReadoutCell& cell, int64_t group) {
 // mixed[c] += sum_l layer[c][l] (weight[c] . x[l]) for a block of layers. A function of its own, so
 // that nothing but the sums is alive in the loop that needs nearly every register.
 template <class M, int Rows, int Columns>
-__attribute__((noinline)) void mix_layers(const typename M::Scalar* x,
-                                          const typename M::Scalar* weight, int64_t channels,
+__attribute__((noinline)) void mix_layers(const typename M::Operand* x,
+                                          const typename M::Operand* weight, int64_t steps,
                                           const typename M::Scalar* layer, int64_t layer_stride,
                                           typename M::Vector* mixed) {
   typename M::Vector sum[Rows][Columns] = {};
-  multiply<M, Rows, Columns>(sum, x, weight, {Rows, 1, M::kLanes, channels * M::kLanes}, channels);
+  multiply<M, Rows, Columns>(sum, x, weight, {Rows, 1, M::kLanes, steps * M::kLanes}, steps);
   BRAINFAST_UNROLL
   for (int c = 0; c < Columns; ++c) {
     typename M::Vector total[2] = {mixed[c]};  // two chains: half the latency

@@ -39,7 +39,8 @@ std::int64_t round_up(std::int64_t value, std::int64_t step) {
 
 template <class T>
 ReadoutLayout<T>::ReadoutLayout(const ReadoutShape& shape, const ReadoutParameters<T>& parameters,
-                                const ReadoutKernels<T>& kernels, ThreadPool& pool)
+                                const ReadoutKernels<T>& kernels, ThreadPool& pool,
+                                std::int64_t unit_vertices)
     : kernels_(&kernels) {
   constexpr std::int64_t kPad = 16;  // spreads the pixels over the sets of the cache
   view_.vertices = shape.vertices;
@@ -55,7 +56,7 @@ ReadoutLayout<T>::ReadoutLayout(const ReadoutShape& shape, const ReadoutParamete
   // A vector more than the channels fill, which spreads the rows over the sets of the cache.
   view_.sorted_stride = round_up(shape.channels, view_.lanes) + view_.lanes;
   sort(shape, parameters.space);
-  cut_units();
+  cut_units(unit_vertices);
 
   const std::int64_t wide = groups_ * view_.lanes;
   layer_.reserve(wide * padded);
@@ -136,9 +137,8 @@ void ReadoutLayout<T>::add_cell(const ReadoutShape& shape, std::int64_t index, s
 
 // Pieces small enough to share out evenly, and cut where whole columns of groups end.
 template <class T>
-void ReadoutLayout<T>::cut_units() {
-  constexpr std::int64_t kVertices = 256;
-  const std::int64_t step = std::max<std::int64_t>(kVertices / view_.lanes, 4);
+void ReadoutLayout<T>::cut_units(std::int64_t vertices) {
+  const std::int64_t step = std::max<std::int64_t>(vertices / view_.lanes, 4);
   for (std::size_t cell = 0; cell < cells_.size(); ++cell) {
     for (std::int64_t begin = cells_[cell].group_begin; begin < cells_[cell].group_end;
          begin += step) {

@@ -11,14 +11,20 @@
 
 namespace brainfast {
 
+// Vertices of a task: few enough to share out evenly.
+inline constexpr std::int64_t kReadoutUnitVertices = 256;
+
 template <class T>
 class ReadoutLayout {
  public:
-  // `parameters.weight` is only remembered, by the view; pack_weight copies it.
+  // `parameters.weight` is only remembered, by the view; pack_weight copies it. A unit holds at
+  // most `unit_vertices`.
   ReadoutLayout(const ReadoutShape& shape, const ReadoutParameters<T>& parameters,
-                const ReadoutKernels<T>& kernels, ThreadPool& pool);
+                const ReadoutKernels<T>& kernels, ThreadPool& pool,
+                std::int64_t unit_vertices = kReadoutUnitVertices);
 
   void pack_weight(ThreadPool& pool);
+  void forget_weight() { view_.weight = nullptr; }
 
   const ReadoutView<T>& view() const { return view_; }
   const std::vector<ReadoutUnit>& units() const { return units_; }
@@ -30,7 +36,7 @@ class ReadoutLayout {
  private:
   void sort(const ReadoutShape& shape, const T* space);
   void add_cell(const ReadoutShape& shape, std::int64_t index, std::int64_t count);
-  void cut_units();
+  void cut_units(std::int64_t vertices);
   void pack_group(const ReadoutShape& shape, const ReadoutParameters<T>& parameters,
                   const ReadoutCell& cell, std::int64_t group);
 

@@ -166,7 +166,8 @@ namespace {
 struct SharedPool {
   std::mutex mutex;
   std::shared_ptr<ThreadPool> pool;
-  int threads = 0;  // 0: not asked for
+  std::vector<std::shared_ptr<ThreadPool>> abandoned;  // of parents of this process
+  int threads = 0;                                     // 0: not asked for
 };
 
 SharedPool& shared();
@@ -177,9 +178,8 @@ void after_fork_in_parent() { shared().mutex.unlock(); }
 
 void after_fork_in_child() {
   SharedPool& state = shared();
-  // Its threads do not exist here, so it can be neither used nor destroyed: let go of it.
-  if (state.pool) new std::shared_ptr<ThreadPool>(std::move(state.pool));
-  state.pool.reset();
+  // Its threads do not exist here, so it can be neither used nor destroyed: put it aside.
+  if (state.pool) state.abandoned.push_back(std::move(state.pool));
   state.mutex.unlock();
 }
 #endif
@@ -187,11 +187,11 @@ void after_fork_in_child() {
 SharedPool& shared() {
   // Lives until the process ends: threads may still be in a call while statics are destroyed.
   static SharedPool* const state = [] {
-    auto* made = new SharedPool;
+    auto made = std::make_unique<SharedPool>();
 #if defined(BRAINFAST_HAS_FORK)
     pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 #endif
-    return made;
+    return made.release();
   }();
   return *state;
 }

@@ -50,9 +50,16 @@ def build(folder: Path, sanitizers: str, *targets: str) -> Path:
 
 
 def test_kernels_and_pool_under_address_and_undefined(tmp_path: Path) -> None:
-    tests = build(tmp_path, "address,undefined", "test_factor_readout", "test_thread_pool")
-    assert "passed" in run(tests / "test_factor_readout")
-    assert "passed" in run(tests / "test_thread_pool")
+    names = [
+        "test_align_tokens",
+        "test_factor_readout",
+        "test_factor_readout_precision",
+        "test_tile",
+        "test_thread_pool",
+    ]
+    tests = build(tmp_path, "address,undefined", *names)
+    for name in names:
+        assert "passed" in run(tests / name)
 
 
 def test_pool_under_thread_sanitizer(tmp_path: Path) -> None:
