@@ -60,9 +60,10 @@ class SpaceCard(_Strict):
     vertices: int = Field(ge=1)
     rois: tuple[str, ...]
     hash: str
+    rois_hash: str
     surface: str
     coordinates_hash: str
-    visual_angle_deg: float = 8.4
+    visual_angle_deg: float | None = None
 
 
 class TrainingCard(_Strict):
@@ -70,6 +71,7 @@ class TrainingCard(_Strict):
 
     recipe: dict[str, Any]
     split_hash: str
+    split_hashes: dict[str, str]
     images: dict[str, int]
     seed: int
     steps: int

@@ -150,20 +150,6 @@ def evaluate(
     card = encoder.card
     seed = card.training.seed if card.training else 0
     subject = _open_data(data, Surface.inflated, None, ncsnr, groups, seed)
-    if card.space.subject not in (None, subject.subject):
-        raise BrainfastError(
-            str(data),
-            expected=f"the folder {card.space.subject} that the model was trained on",
-            got=f"{subject.subject}",
-            remedy="a model answers for the vertices of one subject",
-        )
-    if card.training and card.training.split_hash != subject.split_hash and split != Part.challenge:
-        raise BrainfastError(
-            str(data),
-            expected="the split that the model was trained with",
-            got="another one, so that training images could be scored",
-            remedy="give the same images, --groups and seed as in training",
-        )
     chosen = getattr(subject, split.value)
     if chosen is None:
         raise BrainfastError(
@@ -237,6 +223,9 @@ def draw_map(
     out: Annotated[Path, typer.Option(help="PNG to write.")],
     what: Annotated[What, typer.Option(help="Which map.")] = What.layer,
     split: Annotated[Part, typer.Option(help="Of r2.")] = Part.heldout,
+    visual_angle_deg: Annotated[
+        float | None, typer.Option(help="Width of the images, for space (as in the card).")
+    ] = None,
 ) -> None:
     """Draw what every vertex looks at, or how well it is predicted, on the flattened cortex."""
     from . import maps
@@ -250,10 +239,17 @@ def draw_map(
     if what is What.layer:
         maps.layer_map(head.layer[::rows], space, path=out, layers=card.trunk.layers)
     elif what is What.space:
+        angle = visual_angle_deg or card.space.visual_angle_deg
+        if angle is None:
+            raise BrainfastError(
+                "--visual-angle-deg",
+                expected="the width of the images on the subject's screen",
+                got="nothing, and the model's card does not tell",
+            )
         maps.space_map(
             head.space[::rows],
             space,
-            visual_angle_deg=card.space.visual_angle_deg,
+            visual_angle_deg=angle,
             layer=head.layer[::rows],
             path=out,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def run_demo(
     planted = simulate(subject, trunk, n_images=n_images, seed=seed)
     data = open_subject(subject, seed=seed)
     stage("training FactorTopy")
+    shutil.rmtree(out / "work", ignore_errors=True)  # tokens of an earlier tour's trunk or images
     encoder = train(data, trunk, out / "work", seed=seed)
     stage("evaluating on a photograph that was not trained on")
     scores = encoder.evaluate(data.heldout)
@@ -131,6 +133,7 @@ def train(
         work=work,
         seed=seed,
         device="cpu",
+        cache_dtype="fp32",
         progress=progress,
     )
 

@@ -15,7 +15,7 @@ from .analysis.hierarchy import hierarchy_slope
 from .analysis.scores import Scores, pearson
 from .bench import BenchTable
 from .card import ParityCard
-from .data import Algonauts
+from .data.algonauts import VISUAL_ANGLE_DEG, Algonauts
 from .data.simulated import Planted
 from .encoder import Encoder
 from .engine import Engine
@@ -77,7 +77,7 @@ def write_report(result: DemoResult, out: Path) -> Path:
 
 def _figures(result: DemoResult, folder: Path) -> Iterator[tuple[Path, str]]:
     space, layers = result.data.space, result.trunk.config.layers
-    angle = result.encoder.card.space.visual_angle_deg
+    angle = result.encoder.card.space.visual_angle_deg or VISUAL_ANGLE_DEG
     found, planted = result.selectors, result.planted
     names = {"layer": "layer.png", "panel": "planted-and-recovered.png"}
     names |= {"r2": "r2.png", "space": "space.png"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from .errors import BrainfastError
 from .files import atomic_folder, hash_arrays, load_tensors, save_tensors
 from .folded import FoldedFactorTopy, Precision
 from .golden import Golden
-from .images import as_images, as_sequence, iter_pixels
+from .images import as_images
 from .models.registry import model_class
 from .parity import compare, twin
 from .response import Response
@@ -78,6 +79,7 @@ class Encoder:
         training = TrainingCard(
             recipe=recipe,
             split_hash=data.split_hash,
+            split_hashes={split.name: split.hash for split in (data.train, data.val, data.heldout)},
             images={"train": len(data.train.images), "val": len(data.val.images)},
             seed=seed,
             steps=steps,
@@ -95,7 +97,7 @@ class Encoder:
                 pool_space=folded.pool_space,
                 options=head.config.model_dump(mode="json"),
             ),
-            space=_space_card(data.space, head),
+            space=_space_card(data.space, head, data.visual_angle_deg),
             training=training,
             model_hash=_model_hash(folded, trunk, data.space),
         )
@@ -119,13 +121,7 @@ class Encoder:
                 got="none",
                 remedy="evaluate the heldout split, or add the organisers' files",
             )
-        if split.space != self.space:
-            raise BrainfastError(
-                f"the {split.name} split",
-                expected=f"the {self.space.V} vertices of {self.space.subject}",
-                got=f"{split.space.V} vertices of {split.space.subject}",
-                remedy="evaluate on the subject that the model was trained on",
-            )
+        self._check_split(split)
         accumulator, start = ScoreAccumulator(), 0
         bar = tqdm(total=len(split.images), desc="scoring", unit="image", disable=not progress)
         with bar:
@@ -220,12 +216,14 @@ class Encoder:
         state = {name: torch.from_numpy(array) for name, array in load_tensors(path).items()}
         try:
             config = make_config(**card.head.options)
-            rows = (len(state["bias"]), config.dim)
-            if state["weight"].shape != rows:  # before a hostile dim takes the memory
+            rows = (len(state["coordinates"]) * config.samples, config.dim)
+            if state["weight"].shape != rows:  # before hostile options take the memory
                 raise ValueError(f"weight {list(state['weight'].shape)} for {list(rows)}")
+            if _coordinates_hash(state["coordinates"]) != card.space.coordinates_hash:
+                raise ValueError("coordinates whose hash differs")
             head = make_model(state["coordinates"], card.trunk.channels, card.trunk.layers, config)
             head.load_state_dict(state)
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise BrainfastError(
                 str(path),
                 expected=f"the parameters of the {card.model} head in config.json",
@@ -259,37 +257,60 @@ class Encoder:
         config = self.card.trunk
         return OnnxRuntime(path, config.layers, threads=threads, weights_hash=config.weights_hash)
 
-    def _pixels(self, images: Any, batch_size: int) -> Iterator[torch.Tensor]:
-        sequence = as_sequence(images)
-        for pixels in iter_pixels(sequence, self.card.trunk.preprocessing, batch_size):
-            yield torch.from_numpy(pixels)
-
     @torch.no_grad()
     def _predict(self, images: Any, batch_size: int) -> Iterator[NDArray[np.float32]]:
         selectors = self.head.selectors()
-        for pixels in self._pixels(images, batch_size):
-            tokens = self.trunk(pixels.to(self.trunk.device))
+        for tokens in self.trunk.features(images, batch_size):
             yield self.head.respond(tokens, selectors).cpu().numpy()
+
+    def _check_split(self, split: Split) -> None:
+        """Refuse another subject's images, and a split that holds images trained on."""
+        mine, other = self.space.subject, split.space.subject
+        if split.space != self.space or (None not in (mine, other) and mine != other):
+            raise BrainfastError(
+                f"the {split.name} split",
+                expected=f"the {self.space.V} vertices of {mine}, which the model was trained on",
+                got=f"{split.space.V} vertices of {other}",
+                remedy="a model answers for the vertices of one subject",
+            )
+        known = self.card.training.split_hashes if self.card.training else {}
+        if known.get(split.name, split.hash) != split.hash:
+            raise BrainfastError(
+                f"the {split.name} split",
+                expected="the split that the model was trained with",
+                got="another one, so that training images could be scored",
+                remedy="give the same images, groups and seed as in training",
+            )
 
     def _record(self, card: ScoreCard) -> None:
         others = [old for old in self.card.scores if old.split != card.split]
         self.card = self.card.model_copy(update={"scores": (*others, card)})
 
 
-def _space_card(space: VertexSpace, head: Any) -> SpaceCard:
+def _space_card(space: VertexSpace, head: Any, visual_angle_deg: float | None) -> SpaceCard:
     _, about = space.to_arrays()
-    coordinates = head.coordinates.cpu().numpy()
     return SpaceCard(
         vertices=space.V,
         surface=head.config.surface,
-        coordinates_hash=hash_arrays({"coordinates": coordinates}),
+        coordinates_hash=_coordinates_hash(head.coordinates),
+        visual_angle_deg=visual_angle_deg,
         **about,
     )
 
 
+def _coordinates_hash(coordinates: torch.Tensor) -> str:  # [V,3]
+    return hash_arrays({"coordinates": coordinates.cpu().numpy()})
+
+
 def _model_hash(folded: FoldedFactorTopy, trunk: Trunk, space: VertexSpace) -> str:
-    parts = folded.arrays() | {f"trunk.{trunk.config.weights_hash}.{space.hash()}": np.zeros(0)}
-    return hash_arrays(parts)
+    """SHA-256 over all that a response depends on."""
+    rest: list[Any] = [
+        trunk.config.weights_hash,
+        trunk.preprocessing.model_dump(mode="json"),
+        space.hash(),
+    ]
+    rest += [folded.grid, folded.samples, folded.pool_space]
+    return hash_arrays(folded.arrays() | {json.dumps(rest): np.zeros(0)})
 
 
 def _make_golden(trunk: Trunk, head: Any, images: Sequence[Any]) -> Golden:

@@ -57,7 +57,7 @@ class Engine:
 
         runtime="onnx" needs `trunk.onnx` in the folder and no torch; "auto" takes it where it lies
         in the folder and the trunk is asked for in fp32 on the CPU, else torch. vertices: region
-        names, indices or a mask.
+        names, indices or a mask. A GPU is used with runtime="torch" only.
         """
         folder = Path(folder)
         card = Card.read(folder)
@@ -129,6 +129,7 @@ def read_space(folder: Path, card: Card) -> VertexSpace:
         "subject": card.space.subject,
         "rois": card.space.rois,
         "hash": card.space.hash,
+        "rois_hash": card.space.rois_hash,
     }
     return VertexSpace.from_arrays(arrays, about)
 

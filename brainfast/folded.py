@@ -297,6 +297,8 @@ def _check_array(name: str, array: np.ndarray) -> None:
 
 
 def _check_shapes(head: FoldedFactorTopy) -> None:
+    if head.bias.ndim != 1:
+        raise BrainfastError("bias", expected="shape [V*samples]", got=f"shape {head.bias.shape}")
     rows, layers = len(head.bias), len(head.layers)
     if head.samples < 1 or rows % head.samples:
         raise BrainfastError("samples", expected=f"a divisor of {rows} rows", got=str(head.samples))

@@ -39,6 +39,7 @@ class Golden:
         fits = (
             self.images.ndim == 4
             and self.images.shape[3] == 3
+            and self.response.size > 0
             and self.vertices.ndim == 1
             and self.response.shape == (len(self.images), len(self.vertices))
             and dtypes == ("uint8", "int64", "float32")

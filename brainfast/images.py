@@ -142,6 +142,8 @@ def iter_pixels(
     if batch_size < 1:
         raise BrainfastError("batch_size", expected="at least 1", got=str(batch_size))
     images = as_sequence(images)
+    if len(images) == 0:
+        raise BrainfastError("images", expected="at least one image", got="none")
 
     def load(index: int) -> Floats:
         return preprocess(_one(images[index], f"images[{index}]", allow_many=False), preprocessing)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from .card import ParityCard
 from .engine import Engine
 from .errors import BrainfastError
-from .images import as_sequence, iter_pixels
 from .ops import reference
 from .trunks import Trunk
 from .vertex_space import VertexSpace
@@ -33,9 +32,8 @@ def twin(
     space, layer, scale = (selector[rows] for selector in head.selectors())
     weight, bias = head.weight[rows], head.bias[rows]
     parts = []
-    for pixels in iter_pixels(as_sequence(images), trunk.preprocessing, 1):
-        tokens = trunk(torch.from_numpy(pixels).to(trunk.device))
-        tokens = tokens.map(lambda array: array.cpu().double())
+    for found in trunk.features(images, 1):
+        tokens = found.map(lambda array: array.cpu().double())
         local, global_ = head.align(tokens)
         response = reference.factor_readout(local, global_, space, layer, scale, weight, bias)
         parts.append(response.reshape(-1, len(chosen), samples).mean(dim=2).numpy())

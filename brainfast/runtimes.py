@@ -60,7 +60,7 @@ class TorchRuntime:
         from .trunks import strict_fp32
 
         self.precision: str = _check_precision(precision, ("fp32", "bf16"))
-        self.device = _torch_device(device)
+        self.device = torch_device(device)
         if trunk.device != self.device or precision == "bf16":
             trunk = copy.deepcopy(trunk).to(self.device)
         if precision == "bf16":
@@ -208,7 +208,8 @@ def _matrices_to_bf16(trunk: Trunk) -> None:
             module.to(torch.bfloat16)
 
 
-def _torch_device(device: str) -> torch.device:
+def torch_device(device: str) -> torch.device:
+    """The device called auto (a GPU where there is one), cpu, cuda or cuda:1."""
     import torch
 
     if device == "auto":

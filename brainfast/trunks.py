@@ -124,6 +124,14 @@ class Trunk(torch.nn.Module):
             weights=weights,
             preprocessing=config.preprocessing,
         )
+        shapes = (config.channels, config.grid)
+        if (trunk.config.channels, trunk.config.grid) != shapes:
+            raise BrainfastError(
+                f"trunk {config.name}",
+                expected=f"channels and grid {shapes}, as in the card",
+                got=f"{(trunk.config.channels, trunk.config.grid)}",
+                remedy="copy the whole model folder again",
+            )
         got = trunk.config.weights_hash
         if got != config.weights_hash:
             raise BrainfastError(

@@ -230,6 +230,7 @@ class VertexSpace:
             "subject": self.subject,
             "rois": list(self.rois),
             "hash": self.hash(),
+            "rois_hash": hash_arrays({"rois": masks}),
         }
         return {"lh": self.lh, "rh": self.rh, "rois": masks}, about
 
@@ -244,6 +245,7 @@ class VertexSpace:
             V = len(arrays["lh"]) + len(arrays["rh"])
             agree = masks.shape == (len(names), V)
             expected_hash, subject = about["hash"], about["subject"]
+            masks_hash = about["rois_hash"]
             name = cast(SpaceName, about["name"])
         except (KeyError, TypeError) as error:
             raise _unreadable(f"nothing usable under {error}") from error
@@ -253,6 +255,8 @@ class VertexSpace:
         space = VertexSpace(name, arrays["lh"], arrays["rh"], rois, subject)
         if space.hash() != expected_hash:
             raise _unreadable("vertices whose hash differs")
+        if hash_arrays({"rois": masks}) != masks_hash:
+            raise _unreadable("regions whose hash differs")
         return space
 
 

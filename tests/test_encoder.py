@@ -41,7 +41,7 @@ FILES = (
 )
 
 
-def make_data(seed: int = 0, vertices: int = 90) -> Arrays:
+def make_data(seed: int = 0, vertices: int = 90, split_seed: int = 0) -> Arrays:
     rng = np.random.default_rng(seed)
     rois = {"EBA": np.arange(vertices) % 3 == 0, "PPA": np.arange(vertices) > 60}
     return Arrays(
@@ -49,6 +49,7 @@ def make_data(seed: int = 0, vertices: int = 90) -> Arrays:
         responses=rng.normal(size=(40, vertices)).astype(np.float32),
         coordinates=rng.normal(size=(vertices, 3)) * 30,
         rois=rois,
+        seed=split_seed,
     )
 
 
@@ -165,6 +166,35 @@ def test_scores_are_of_the_split_and_kept_in_the_card(encoder: Encoder, data: Ar
 def test_another_subject_is_refused(encoder: Encoder) -> None:
     with pytest.raises(BrainfastError, match="vertices"):
         encoder.evaluate(make_data(vertices=80).heldout, progress=False)
+
+
+def test_a_split_that_could_hold_training_images_is_refused(encoder: Encoder) -> None:
+    with pytest.raises(BrainfastError, match="training images"):
+        encoder.evaluate(make_data(split_seed=7).heldout, progress=False)
+
+
+def test_no_image_is_an_error_and_not_a_crash(encoder: Encoder, saved: Path) -> None:
+    engine = Engine.load(saved)
+    for ask in (engine.predict, engine.tokens, encoder.respond, encoder.twin):
+        with pytest.raises(BrainfastError, match="at least one image"):
+            ask([])
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "change"),
+    [
+        ("vertices.safetensors", "rois", lambda a: 1 - a),
+        ("model.safetensors", "coordinates", lambda a: a + 1),
+        ("model.safetensors", "bias", lambda a: a[0]),
+        ("golden.safetensors", "vertices", lambda a: a[:0]),
+    ],
+)
+def test_swapped_or_emptied_arrays_are_one_line(folder: Path, file: str, key: str, change) -> None:
+    arrays = load_tensors(folder / file)
+    save_tensors(folder / file, arrays | {key: change(arrays[key])})
+    with pytest.raises(BrainfastError) as error:
+        bf.load(folder)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", FILES)

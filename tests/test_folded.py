@@ -146,6 +146,8 @@ def spoil(arrays: dict[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
         arrays["bias"] = arrays["bias"].astype(np.float64)
     elif what == "shape":
         arrays["layer"] = arrays["layer"][:, :2].copy()
+    elif what == "scalar":
+        arrays["bias"] = arrays["bias"][0]
     elif what == "rank":
         arrays["weight"] = arrays["weight"].reshape(-1)
     return arrays
@@ -160,6 +162,7 @@ def spoil(arrays: dict[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
         ("dtype", "float64"),
         ("shape", "layer"),
         ("rank", "weight"),
+        ("scalar", "bias"),
     ],
 )
 def test_spoilt_arrays_are_refused_by_name(what: str, said: str) -> None:

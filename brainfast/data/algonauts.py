@@ -31,6 +31,7 @@ from .splits import (
 
 TRAIN_NAME = re.compile(r"train-(\d{4,})_(nsd-\d{5})\.png")
 TEST_NAME = re.compile(r"test-(\d{4,})_(nsd-\d{5})\.png")
+VISUAL_ANGLE_DEG = 8.4  # width of NSD's images on the screen
 REMEDY = "download this part of the challenge's data again"
 
 
@@ -74,6 +75,7 @@ class Algonauts:
             )
         self.subject = self.folder.resolve().name
         self.surface: surfaces.Surface = surface
+        self.visual_angle_deg: float | None = VISUAL_ANGLE_DEG
         self.space = _read_space(self.folder, self.subject)
         self._source = coordinates
         if coordinates is not None:

@@ -39,6 +39,7 @@ class Arrays:
     image_ids: str [n], equal for repeats of one image; file names or positions without them
     groups: see `read_groups`: images that must not be split from each other
     ceiling: largest share of variance that can be explained [V], 0 to 1
+    visual_angle_deg: width of the images on the subject's screen, for maps in degrees
     seed, fractions: see `split_by_image`
 
     There are no challenge images: `challenge` is None. Raises BrainfastError for what does not fit.
@@ -59,6 +60,7 @@ class Arrays:
         ceiling: npt.NDArray[Any] | None = None,  # [V]
         subject: str | None = None,
         surface: surfaces.Surface = "inflated",
+        visual_angle_deg: float | None = None,
         seed: int = 0,
         fractions: Sequence[float] = FRACTIONS,
     ) -> None:
@@ -66,6 +68,7 @@ class Arrays:
         self.space = _make_space(measured.shape[1], space, rois, subject)
         self.subject = self.space.subject
         self.surface: surfaces.Surface = surface
+        self.visual_angle_deg = visual_angle_deg
         self.coordinates = _make_coordinates(self.space, surface, coordinates)
         ids = _make_ids(images, image_ids)
         share = _check_ceiling(ceiling, self.space.V)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -71,6 +72,14 @@ class Responses:
         for start in range(0, len(self), step):
             bad |= _holes(self._raw(self._rows[start : start + step]))
         self._refuse(bad)
+
+    def hash(self) -> str:
+        """SHA-256 over the shape and every value; reads everything, and checks it, in chunks."""
+        digest = hashlib.sha256(str(self.shape).encode())
+        step = max(1, CHUNK_BYTES // max(1, 4 * self.shape[1]))
+        for start in range(0, len(self), step):
+            digest.update(self._read(self._rows[start : start + step]).tobytes())
+        return digest.hexdigest()
 
     def probe(self) -> None:
         """Check a few rows from all over, which costs nothing and meets most bad files."""

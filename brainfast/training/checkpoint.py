@@ -67,7 +67,9 @@ def load_checkpoint(
         model.load_state_dict(weights)
         for name, parameter in model.named_parameters():
             if f"step.{name}" in tensors:
-                optimizer.state[parameter] = {k: tensors[f"{k}.{name}"] for k in STATES}
+                optimizer.state[parameter] = {
+                    kind: tensors[f"{kind}.{name}"].to(parameter.device) for kind in STATES
+                }
     except (RuntimeError, KeyError) as error:
         raise _damaged(path, "other tensors than this model's") from error
     return progress

@@ -18,6 +18,7 @@ from ..encoder import Encoder
 from ..errors import BrainfastError
 from ..files import hash_arrays
 from ..models.registry import model_class
+from ..runtimes import torch_device
 from ..trunks import Trunk
 from ..vertex_space import VertexSpace
 from .recipes import Recipe, find_recipe
@@ -34,6 +35,7 @@ class Dataset(Protocol):
     heldout: Split
     space: VertexSpace
     surface: Literal["inflated", "sphere"]
+    visual_angle_deg: float | None
     split_hash: str
 
     @property
@@ -52,7 +54,7 @@ def fit(
     work: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
-    cache_dtype: Literal["fp32", "bf16"] = "fp32",
+    cache_dtype: Literal["fp32", "bf16"] = "bf16",
     progress: bool = True,
     **options: Any,
 ) -> Encoder:
@@ -66,7 +68,7 @@ def fit(
     recipe = find_recipe(recipe)
     make_model, make_config = model_class(model)
     config = _make_config(make_config, {"surface": data.surface} | recipe.head | options)
-    place = _device(device)
+    place = torch_device(device)
     coordinates = data.coordinates  # asked for now, since they may have to be fetched
     if not isinstance(trunk, Trunk):
         arguments = recipe.trunk | ({"layers": tuple(layers)} if layers is not None else {})
@@ -100,7 +102,7 @@ def fit(
         soup=examples[-1],
         seed=seed,
         work=work,
-        key=_run_key(model, data, trunk, recipe, config, seed),
+        key=_run_key(model, data, splits, trunk, recipe, config, seed),
         device=place,
         progress=progress,
     )
@@ -156,16 +158,25 @@ def _examples(cache: TokenCache, split: Split, offset: int) -> Examples:
 
 
 def _run_key(
-    model: str, data: Dataset, trunk: Trunk, recipe: Recipe, config: Any, seed: int
+    model: str,
+    data: Dataset,
+    splits: Sequence[Split],
+    trunk: Trunk,
+    recipe: Recipe,
+    config: Any,
+    seed: int,
 ) -> dict[str, Any]:
+    """All that the weights at a given step depend on; when a run ends is not part of it."""
+    responses = [split.responses.hash() for split in splits if split.responses is not None]
     key = {
         "model": model,
         "trunk": trunk.config.weights_hash,
         "layers": list(trunk.config.layers),
         "preprocessing": trunk.preprocessing.model_dump(mode="json"),
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json", exclude={"max_epochs", "patience"}),
         "options": config.model_dump(mode="json"),
         "split": data.split_hash,
+        "responses": responses,
         "coordinates": hash_arrays({"coordinates": np.asarray(data.coordinates)}),
         "seed": seed,
     }
@@ -176,17 +187,3 @@ def _run_key(
 def _default_work(model: str, data: Dataset, trunk: Trunk, recipe: Recipe, seed: int) -> Path:
     parts = [data.space.subject or "subject", model, trunk.config.name, recipe.name, str(seed)]
     return Path("brainfast-runs") / re.sub(r"[^\w.-]+", "_", "-".join(parts))
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise BrainfastError("device", expected="auto, cpu or cuda", got=repr(device)) from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise BrainfastError(
-            "device", expected="a GPU that torch can use", got="none", remedy="use --device cpu"
-        )
-    return place

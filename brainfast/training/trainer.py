@@ -184,7 +184,11 @@ class Trainer:
         return value
 
     def _end_epoch(self, loss: float) -> None:
-        r2 = self.validate()
+        try:
+            r2 = self.validate()
+        except BrainfastError as error:
+            got = f"{error.name} with {error.got} in validation"
+            raise self._diverged(self.state.step, got) from error
         if not np.isfinite(r2):
             raise self._diverged(self.state.step, "a validation R2 that is not finite")
         step = self.state.step

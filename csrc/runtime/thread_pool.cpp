@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "check.h"
@@ -76,7 +77,11 @@ int default_threads() {
 ThreadPool::ThreadPool(int threads) {
   workers_.reserve(std::max(threads - 1, 0));
   for (int participant = 1; participant < threads; ++participant) {
-    workers_.emplace_back([this, participant] { worker_loop(participant); });
+    try {
+      workers_.emplace_back([this, participant] { worker_loop(participant); });
+    } catch (const std::system_error&) {
+      break;  // a limit on threads: go on with those that there are
+    }
   }
   pin_workers();
 }

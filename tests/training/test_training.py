@@ -173,6 +173,35 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path: Path
     assert str(tmp_path / CHECKPOINT) in str(error.value)
 
 
+def test_corrected_responses_are_not_answered_with_the_old_model(tmp_path: Path) -> None:
+    run(tmp_path)
+    corrected = make_data(responses=np.random.default_rng(1).normal(size=(40, 12)))
+    with pytest.raises(BrainfastError, match="another responses"):
+        run(tmp_path, data=corrected)
+
+
+def test_a_finished_run_goes_on_when_it_is_given_more_epochs(tmp_path: Path) -> None:
+    longer = TINY.model_copy(update={"max_epochs": 6})
+    whole = weights(run(tmp_path / "whole", longer))
+    run(tmp_path / "extended")
+    assert same(weights(run(tmp_path / "extended", longer)), whole)
+
+
+def test_divergence_in_validation_names_the_step(tmp_path: Path, monkeypatch) -> None:
+    step = Trainer._step
+
+    def poison(self: Trainer, number: int) -> float:
+        value = step(self, number)
+        if number == 9:
+            with torch.no_grad():
+                self.model.weight.fill_(float("nan"))
+        return value
+
+    monkeypatch.setattr(Trainer, "_step", poison)
+    with pytest.raises(BrainfastError, match="training step 10"):
+        run(tmp_path)
+
+
 @pytest.mark.parametrize("keep", [0, 100, 5000])
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
     run(tmp_path)
