@@ -253,7 +253,7 @@ MISTAKES = {
         "expected a .npy file of [300,3]",
     ),
     "ncsnr": ("evaluate {model} {subject} --ncsnr {root}/ncsnr", "ncsnr for 163842 or"),
-    "another subject": ("evaluate {model} {root}/subj02", "the folder subj01"),
+    "another subject": ("evaluate {model} {root}/subj02", "vertices of subj01"),
     "batch": ("bench --batch 1,x", "--batch: expected whole numbers"),
     "batch of none": ("bench --batch 0 --vertices 9 --layers 1 --dim 4", "batch: expected 1"),
 }
