@@ -30,7 +30,7 @@ def table(measured: BenchTable) -> str:
     """The table in Markdown, with the sizes and the machine below it."""
     case, machine = measured.case, measured.machine
     lines = [
-        "| form | library | images | best ms | x ours | largest error | peak MiB |",
+        "| form | library | images | best ms | x fp32 | largest error | peak MiB |",
         "|---|---|--:|--:|--:|--:|--:|",
         *(_row(row) for row in measured.rows),
         "",
