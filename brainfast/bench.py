@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,8 +17,8 @@ import typer
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from . import forms
-from .doctor import diagnose
+from . import _C, forms
+from .doctor import cpu_model, package_version
 from .errors import BrainfastError
 from .folded import AlignedTokens, FoldedFactorTopy
 from .forms import Form
@@ -232,15 +233,17 @@ def check(
 
 def machine(threads: int) -> dict[str, Any]:
     """What the times depend on: processor, threads used, instruction set, versions."""
-    report = diagnose()
-    versions = {name: report["packages"][name] for name in ("numpy", "torch", "onnxruntime")}
+    packages = ("brainfast", "numpy", "torch", "onnxruntime")
     return {
-        "cpu": report["cpu"]["model"],
+        "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": threads,
-        "isa": report["cpu"]["instruction_set"],
-        "system": report["system"],
-        "versions": {"brainfast": report["brainfast"], "python": report["python"], **versions},
+        "isa": _C.isa(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: package_version(name) for name in packages},
+        },
     }
 
 

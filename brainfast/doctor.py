@@ -32,12 +32,12 @@ KERNELS = (
 def diagnose() -> dict[str, Any]:
     """Facts about versions, processor, GPU, build and trunk runtimes; each "no" has its reason."""
     return {
-        "brainfast": _version("brainfast"),
+        "brainfast": package_version("brainfast"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
         "cpu": {
-            "model": _cpu_model(),
+            "model": cpu_model(),
             "instruction_set": _C.isa(),
             "head_fp32": _C.isa("fp32"),
             "head_bf16": _C.isa("bf16"),
@@ -74,14 +74,16 @@ def _plain(fact: Any) -> str:
     return "none" if fact is None else str(fact)
 
 
-def _version(name: str) -> str:
+def package_version(name: str) -> str:
+    """The installed version of a package, or that it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return NOT_INSTALLED
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:
@@ -161,7 +163,7 @@ def _import_problem(name: str) -> str | None:
 
 def _warnings() -> list[str]:
     both = ("onnxruntime", "onnxruntime-gpu")
-    if all(_version(name) != NOT_INSTALLED for name in both):
+    if all(package_version(name) != NOT_INSTALLED for name in both):
         return [
             "onnxruntime and onnxruntime-gpu overwrite each other: install one of them in a fresh"
             " environment"

@@ -72,7 +72,7 @@ def test_a_missing_and_a_broken_package_are_reasons(monkeypatch, tmp_path):
 @pytest.mark.parametrize("installed", [{"onnxruntime"}, {"onnxruntime", "onnxruntime-gpu"}])
 def test_both_onnxruntimes_are_a_warning(monkeypatch, installed):
     monkeypatch.setattr(
-        doctor, "_version", lambda name: "1.0" if name in installed else doctor.NOT_INSTALLED
+        doctor, "package_version", lambda name: "1.0" if name in installed else doctor.NOT_INSTALLED
     )
     assert len(doctor._warnings()) == len(installed) - 1
 
