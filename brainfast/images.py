@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, field_validator, model_validator
 
 from .errors import BrainfastError
+from .machine import usable_cores
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -148,7 +149,7 @@ def iter_pixels(
     def load(index: int) -> Floats:
         return preprocess(_one(images[index], f"images[{index}]", allow_many=False), preprocessing)
 
-    workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
+    workers = min(8, usable_cores())
     starts = range(start, len(images), batch_size)
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
 

@@ -220,6 +220,55 @@ class VertexSpace:
             rois={name: mask[chosen] for name, mask in self.rois.items()},
         )
 
+    @staticmethod
+    def union(spaces: Mapping[str, VertexSpace]) -> VertexSpace:
+        """Every vertex that any of some subjects has, on the mesh that they share.
+
+        A region of the union is that of any subject, by OR: regions are drawn subject by subject,
+        so a vertex may lie in FFA-1 for one and outside it for another. Ask a subject's own space
+        for that subject's regions.
+
+        spaces: subject -> space, at least one
+
+        Raises BrainfastError for different meshes, and for spaces on no mesh ("custom") that are
+        not one and the same: nothing says which of their columns belong together.
+        """
+        _check_one_mesh(spaces)
+        first, *rest = spaces.values()
+        lh, rh = (
+            np.unique(np.concatenate([getattr(first, side), *(getattr(s, side) for s in rest)]))
+            for side in HEMISPHERES
+        )
+        whole = VertexSpace(first.name, lh, rh)
+        spelling: dict[str, str] = {}
+        rois: dict[str, Mask] = {}
+        for space in spaces.values():
+            columns = whole.positions(space)
+            for name, mask in space.rois.items():
+                name = spelling.setdefault(name.lower(), name)
+                rois.setdefault(name, np.zeros(whole.V, dtype=bool))[columns[mask]] = True
+        return replace(whole, rois=rois)
+
+    def positions(self, part: VertexSpace) -> Indices:
+        """Columns here of the vertices of `part`, int64 [part.V], increasing.
+
+        Raises BrainfastError where `part` is on another mesh or has a vertex that is not here.
+        """
+        missing = 0
+        columns = []
+        for side in HEMISPHERES:
+            here, wanted = getattr(self, side), getattr(part, side)
+            columns.append(np.searchsorted(here, wanted))
+            missing += int((~np.isin(wanted, here)).sum())
+        if part.name != self.name or missing:
+            on = f" on {part.name}" if part.name != self.name else ""
+            raise BrainfastError(
+                f"vertices of {part.subject or 'the part'}",
+                expected=f"some of these {self.V} vertices of {self.name}",
+                got=f"{part.V} vertices{on}" if on else f"{missing} that are not among them",
+            )
+        return np.concatenate([columns[0], columns[1] + self.lh.size]).astype(np.int64)
+
     def to_arrays(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         """Arrays for a safetensors file (lh, rh int64; rois uint8 [R,V]) and the JSON beside."""
         masks = np.zeros((len(self.rois), self.V), dtype=np.uint8)
@@ -258,6 +307,27 @@ class VertexSpace:
         if hash_arrays({"rois": masks}) != masks_hash:
             raise _unreadable("regions whose hash differs")
         return space
+
+
+def _check_one_mesh(spaces: Mapping[str, VertexSpace]) -> None:
+    if not spaces:
+        raise BrainfastError("union", expected="at least one subject's vertices", got="none")
+    names = {subject: space.name for subject, space in spaces.items()}
+    different = len({space.hash() for space in spaces.values()}) > 1
+    if len(set(names.values())) > 1:
+        raise BrainfastError(
+            "union",
+            expected="subjects on one mesh",
+            got=", ".join(f"{subject} on {name}" for subject, name in names.items()),
+            remedy="resample them to one of the meshes",
+        )
+    if "custom" in names.values() and different:
+        raise BrainfastError(
+            "union",
+            expected="subjects on fsaverage or fsaverage5, or the same columns for all of them",
+            got="different vertices on no known mesh",
+            remedy="give space=VertexSpace('fsaverage', lh, rh) for each subject",
+        )
 
 
 def _unreadable(got: str) -> BrainfastError:

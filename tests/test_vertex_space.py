@@ -215,3 +215,61 @@ def test_from_arrays_refuses(space, spoil):
     spoil(arrays, about)
     with pytest.raises(BrainfastError):
         VertexSpace.from_arrays(arrays, about)
+
+
+# Several subjects
+
+
+def subjects():
+    one = VertexSpace("fsaverage", [3, 9, 160000], [0, 5], {"V1v": mask(5, 0, 3)}, "one")
+    two = VertexSpace("fsaverage", [4, 9], [5, 7], {"v1V": mask(4, 1), "EBA": mask(4, 3)}, "two")
+    return {"one": one, "two": two}
+
+
+def test_union():
+    spaces = subjects()
+    whole = VertexSpace.union(spaces)
+    assert whole.name == "fsaverage"
+    assert whole.subject is None
+    assert whole.lh.tolist() == [3, 4, 9, 160000]
+    assert whole.rh.tolist() == [0, 5, 7]
+    assert whole.roi_names() == ["V1", "V1v", "EBA"]
+    assert whole.roi("V1v").tolist() == [0, 2, 4]  # of anybody
+    assert whole.roi("EBA").tolist() == [6]
+    assert spaces["one"].roi("V1v").tolist() == [0, 3]  # a subject keeps its own
+    assert VertexSpace.union(dict(reversed(spaces.items()))) == whole
+    assert VertexSpace.union({"one": spaces["one"]}) == spaces["one"]
+
+
+@given(st.lists(st.sets(st.integers(0, 30)), min_size=1, max_size=4))
+def test_positions_bring_vertices_back(sides):
+    spaces = {
+        str(n): VertexSpace("fsaverage5", sorted(some), sorted(30 - v for v in some))
+        for n, some in enumerate(sides)
+    }
+    whole = VertexSpace.union(spaces)
+    for space in spaces.values():
+        columns = whole.positions(space)
+        assert columns.dtype == np.int64
+        assert whole.take(columns) == space
+
+
+def test_positions_of_what_is_not_there():
+    one, two = subjects().values()
+    with pytest.raises(BrainfastError, match=r"vertices of two: .* got 2 that are not among them"):
+        one.positions(two)
+    with pytest.raises(BrainfastError, match="got 1 vertices on custom"):
+        one.positions(VertexSpace("custom", [3], []))
+    assert one.positions(VertexSpace("fsaverage", [], [])).size == 0
+
+
+def test_union_of_what_does_not_go_together():
+    one = subjects()["one"]
+    with pytest.raises(BrainfastError, match="at least one subject"):
+        VertexSpace.union({})
+    with pytest.raises(BrainfastError, match="one on fsaverage, two on fsaverage5"):
+        VertexSpace.union({"one": one, "two": VertexSpace("fsaverage5", [3], [])})
+    custom = VertexSpace("custom", [0, 1], [])
+    assert VertexSpace.union({"one": custom, "two": custom}) == custom
+    with pytest.raises(BrainfastError, match="no known mesh"):
+        VertexSpace.union({"one": custom, "two": VertexSpace("custom", [0], [])})

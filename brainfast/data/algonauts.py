@@ -15,6 +15,7 @@ from .. import surfaces
 from ..errors import BrainfastError
 from ..vertex_space import ATLASES, HEMISPHERES, MESH_VERTICES, Indices, Mask, VertexSpace
 from .ceilings import read_ceiling
+from .measured import Measured
 from .responses import Responses, open_array
 from .safe_pickle import read_mapping
 from .splits import (
@@ -23,10 +24,8 @@ from .splits import (
     Grouping,
     Split,
     Strings,
-    make_splits,
     ordered_hash,
     read_groups,
-    split_hash,
 )
 
 TRAIN_NAME = re.compile(r"train-(\d{4,})_(nsd-\d{5})\.png")
@@ -35,7 +34,7 @@ VISUAL_ANGLE_DEG = 8.4  # width of NSD's images on the screen
 REMEDY = "download this part of the challenge's data again"
 
 
-class Algonauts:
+class Algonauts(Measured):
     """One subject of the Algonauts 2023 challenge, in z units, responses left on disk.
 
     folder: `subj0X`, with training_split, test_split and roi_masks
@@ -47,6 +46,7 @@ class Algonauts:
         kept apart by their id anyway; without it, `groups.csv` in the folder where there is one
     seed, fractions: see `split_by_image`
     surface, coordinates: see `brainfast.surfaces.coordinates`
+    allow_nan: NaN in a response is a vertex without a measurement, instead of an error
 
     train, val, heldout are splits of the training images; challenge is the test images, whose
     responses are there only with the organiser's files. Image ids are file names without ".png".
@@ -65,6 +65,7 @@ class Algonauts:
         fractions: Sequence[float] = FRACTIONS,
         surface: surfaces.Surface = "inflated",
         coordinates: str | Path | npt.NDArray[Any] | None = None,
+        allow_nan: bool = False,
     ) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
@@ -78,11 +79,12 @@ class Algonauts:
         self.visual_angle_deg: float | None = VISUAL_ANGLE_DEG
         self.space = _read_space(self.folder, self.subject)
         self._source = coordinates
+        self._allow_nan = allow_nan
         if coordinates is not None:
             _ = self.coordinates
         training = self.folder / "training_split"
-        images, ids, nsd_ids = _list_images(training / "training_images", TRAIN_NAME)
-        responses = _open_responses(training / "training_fmri", "training_fmri", self.space)
+        images, ids, self._nsd_ids = _list_images(training / "training_images", TRAIN_NAME)
+        responses = self._open(training / "training_fmri", "training_fmri")
         _check_rows(responses, len(images), training / "training_fmri")
         ceiling, self.ceiling_source, reason = read_ceiling(
             self.folder / "test_split" / "noise_ceiling", self.space, ncsnr, repeats
@@ -90,11 +92,14 @@ class Algonauts:
         table = self.folder / "groups.csv"
         if groups is None and table.is_file():
             groups = table
-        grouping = Grouping(nsd_ids, None) if groups is None else read_groups(groups, ids)
-        parts = grouping.split(ids, fractions, seed)
-        self.split_hash = split_hash({name: ids[rows] for name, rows in parts.items()})
-        splits = make_splits(images, responses, ids, parts, self.space, ceiling, reason)
-        self.train, self.val, self.heldout = splits["train"], splits["val"], splits["heldout"]
+        self.grouped = groups is not None
+        self.grouping = (
+            Grouping(self._nsd_ids, None) if groups is None else read_groups(groups, ids)
+        )
+        name = "whole"
+        hash_ = ordered_hash(name, ids)
+        self.whole = Split(name, images, responses, ids, self.space, ceiling, reason, hash_)
+        self._divide(self.grouping.split(ids, fractions, seed))
         self.challenge = self._challenge(ceiling, reason)
 
     @cached_property
@@ -105,6 +110,12 @@ class Algonauts:
         """
         return _coordinates(self.space, self.surface, self._source)
 
+    def _keys(self) -> Strings:
+        return self._nsd_ids
+
+    def _open(self, folder: Path, name: str) -> Responses:
+        return _open_responses(folder, name, self.space, self._allow_nan)
+
     def _challenge(self, ceiling: Floats | None, reason: str | None) -> Split | None:
         """The test images, with responses where the organiser's files are; None without images."""
         folder = self.folder / "test_split" / "test_images"
@@ -114,7 +125,7 @@ class Algonauts:
         measured = self.folder / "test_split" / "test_fmri"
         responses = None
         if measured.is_dir():
-            responses = _open_responses(measured, "test_fmri", self.space)
+            responses = self._open(measured, "test_fmri")
             _check_rows(responses, len(images), measured)
         name = "challenge"
         hash_ = ordered_hash(name, ids)
@@ -171,7 +182,7 @@ def _read_labels(path: Path, size: int) -> npt.NDArray[np.int64]:
     return labels.astype(np.int64)
 
 
-def _open_responses(folder: Path, name: str, space: VertexSpace) -> Responses:
+def _open_responses(folder: Path, name: str, space: VertexSpace, allow_nan: bool) -> Responses:
     """Both hemispheres' responses, memory-mapped, with as many columns as the masks have."""
     parts = []
     for side in HEMISPHERES:
@@ -193,7 +204,7 @@ def _open_responses(folder: Path, name: str, space: VertexSpace) -> Responses:
             got=f"{len(parts[0])} and {len(parts[1])}",
             remedy=REMEDY,
         )
-    responses = Responses(parts, name=str(folder))
+    responses = Responses(parts, name=str(folder), allow_nan=allow_nan)
     responses.probe()
     return responses
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +14,38 @@ import numpy.typing as npt
 from .. import surfaces
 from ..errors import BrainfastError
 from ..vertex_space import VertexSpace
+from .measured import Measured, content_keys
 from .responses import Responses
 from .splits import (
     FRACTIONS,
     Floats,
     Grouping,
+    Images,
     Split,
     Strings,
-    make_splits,
+    ordered_hash,
     read_groups,
-    split_hash,
 )
 
 NO_CEILING = "no noise ceiling was given with the arrays"
 
 
-class Arrays:
+class Arrays(Measured):
     """Images seen and responses measured by anybody, with the attributes that `Algonauts` has.
 
     images: paths, or uint8 arrays [H,W,3], n of them; read when needed
     responses: float [n,V] in z units; a memory map stays on disk
-    coordinates: [V,3] in mm, an array or a .npy file; may be left out where `space` is on a mesh
+    coordinates: [V,3] in mm, an array or a .npy file; may be left out where `space` is on a mesh,
+        and is then looked for when it is asked for
     rois: region name -> bool mask [V] or column indices
     space: the vertices on fsaverage or fsaverage5; without it they are on no known mesh ("custom")
-    image_ids: str [n], equal for repeats of one image; file names or positions without them
+    image_ids: str [n], equal for repeats of one image; file names or positions without them. In a
+        `Group` equal ids of two subjects are one image; without ids, equal contents are
     groups: see `read_groups`: images that must not be split from each other
     ceiling: largest share of variance that can be explained [V], 0 to 1
     visual_angle_deg: width of the images on the subject's screen, for maps in degrees
     seed, fractions: see `split_by_image`
+    allow_nan: NaN in a response is a vertex without a measurement, instead of an error
 
     There are no challenge images: `challenge` is None. Raises BrainfastError for what does not fit.
     """
@@ -63,25 +68,47 @@ class Arrays:
         visual_angle_deg: float | None = None,
         seed: int = 0,
         fractions: Sequence[float] = FRACTIONS,
+        allow_nan: bool = False,
     ) -> None:
-        measured = _check_responses(responses, len(images))
+        measured = _check_responses(responses, len(images), allow_nan)
         self.space = _make_space(measured.shape[1], space, rois, subject)
         self.subject = self.space.subject
         self.surface: surfaces.Surface = surface
         self.visual_angle_deg = visual_angle_deg
-        self.coordinates = _make_coordinates(self.space, surface, coordinates)
+        self._source = coordinates
+        if coordinates is not None or self.space.name == "custom":
+            _ = self.coordinates
+        self._named = image_ids is not None
         ids = _make_ids(images, image_ids)
         share = _check_ceiling(ceiling, self.space.V)
         self.ceiling_source = None if share is None else "given with the arrays"
         reason = NO_CEILING if share is None else None
-        grouping = Grouping(ids, None) if groups is None else read_groups(groups, ids)
-        parts = grouping.split(ids, fractions, seed)
-        self.split_hash = split_hash({name: ids[rows] for name, rows in parts.items()})
-        splits = make_splits(images, measured, ids, parts, self.space, share, reason)
-        self.train, self.val, self.heldout = splits["train"], splits["val"], splits["heldout"]
+        self.grouped = groups is not None
+        self.grouping = Grouping(ids, None) if groups is None else read_groups(groups, ids)
+        name = "whole"
+        hash_ = ordered_hash(name, ids)
+        self.whole = Split(
+            name,
+            Images(images, np.arange(len(images))),
+            measured,
+            ids,
+            self.space,
+            share,
+            reason,
+            hash_,
+        )
+        self._divide(self.grouping.split(ids, fractions, seed))
+
+    @cached_property
+    def coordinates(self) -> Floats:
+        """Where the vertices lie, float32 [V,3]; training FactorTopy asks for them."""
+        return _make_coordinates(self.space, self.surface, self._source)
+
+    def _keys(self) -> Strings:
+        return self.whole.image_ids if self._named else content_keys(self.whole.images)
 
 
-def _check_responses(responses: npt.NDArray[Any], images: int) -> Responses:
+def _check_responses(responses: npt.NDArray[Any], images: int, allow_nan: bool) -> Responses:
     array = np.asanyarray(responses)
     if array.ndim != 2 or len(array) != images or array.dtype.kind != "f" or not array.size:
         raise BrainfastError(
@@ -89,7 +116,7 @@ def _check_responses(responses: npt.NDArray[Any], images: int) -> Responses:
             expected=f"floats [{images},V], a row for each image",
             got=f"{array.dtype} {list(array.shape)}",
         )
-    measured = Responses([array])
+    measured = Responses([array], allow_nan=allow_nan)
     if isinstance(array, np.memmap):
         measured.probe()
     else:

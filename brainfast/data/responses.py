@@ -23,7 +23,8 @@ class Responses:
     """Responses float32 [n,V] in z units, kept as parts of columns (hemispheres), read by row.
 
     `responses[3]` is [V]; a slice, index array or mask gives [B,V]. Rows that hold NaN or
-    infinity are a BrainfastError on reading; `check` looks at all of them.
+    infinity are a BrainfastError on reading; `check` looks at all of them. With `allow_nan`, NaN
+    is a vertex that was not measured in that trial and is handed on.
     """
 
     def __init__(
@@ -31,10 +32,12 @@ class Responses:
         parts: Sequence[npt.NDArray[Any]],  # each [N,V_part]
         rows: Indices | None = None,  # [n]
         name: str = "responses",
+        allow_nan: bool = False,
     ) -> None:
         self._parts = tuple(parts)
         self._rows = np.arange(len(parts[0]), dtype=np.int64) if rows is None else rows
         self._name = name
+        self._allow_nan = allow_nan
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -51,7 +54,7 @@ class Responses:
 
     def rows(self, rows: Indices) -> Responses:
         """The same responses for some of the images, still unread."""
-        return Responses(self._parts, self._rows[rows], self._name)
+        return Responses(self._parts, self._rows[rows], self._name, self._allow_nan)
 
     def __getitem__(self, images: int | slice | Sequence[int] | npt.NDArray[Any]) -> Floats:
         chosen = self._rows[images]
@@ -70,7 +73,7 @@ class Responses:
         step = max(1, CHUNK_BYTES // max(1, 4 * self.shape[1]))
         bad = np.zeros(self.shape[1], dtype=bool)
         for start in range(0, len(self), step):
-            bad |= _holes(self._raw(self._rows[start : start + step]))
+            bad |= self._holes(self._raw(self._rows[start : start + step]))
         self._refuse(bad)
 
     def hash(self) -> str:
@@ -91,22 +94,23 @@ class Responses:
 
     def _read(self, rows: Indices) -> Floats:
         block = self._raw(rows)
-        self._refuse(_holes(block))
+        self._refuse(self._holes(block))
         return block
+
+    def _holes(self, block: Floats) -> npt.NDArray[np.bool_]:
+        """Which columns hold a value that will not do."""
+        bad = np.isinf(block) if self._allow_nan else ~np.isfinite(block)
+        return np.asarray(bad.any(axis=0))
 
     def _refuse(self, bad: npt.NDArray[np.bool_]) -> None:
         if bad.any():
+            kind = "infinity" if self._allow_nan else "NaN or infinity"
             raise BrainfastError(
                 self._name,
                 expected="finite responses",
-                got=f"NaN or infinity in {bad.sum()} of {bad.size} vertices",
+                got=f"{kind} in {bad.sum()} of {bad.size} vertices",
                 remedy="leave these vertices out of the masks, or the trials out of the files",
             )
-
-
-def _holes(block: Floats) -> npt.NDArray[np.bool_]:
-    """Which columns hold NaN or infinity."""
-    return np.asarray(~np.isfinite(block).all(axis=0))
 
 
 def open_array(path: Path, ndim: int, kinds: str, expected: str) -> npt.NDArray[Any]:

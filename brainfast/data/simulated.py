@@ -16,10 +16,9 @@ from ..analysis.scores import noise_ceiling
 from ..errors import BrainfastError
 from ..files import load_tensors, read_json, save_tensors, write_json
 from ..ops.reference import factor_readout
-from ..surfaces import mesh
 from ..tokens import Tokens
-from ..vertex_space import HEMISPHERES, VertexSpace
-from .simulated_cortex import edge_graph, smooth, thin, visual_cortex
+from ..vertex_space import VertexSpace
+from .simulated_cortex import smooth_noise, thin, visual_cortex
 from .simulated_files import Progress, Stimuli, write_images, write_responses
 
 __all__ = [
@@ -127,9 +126,9 @@ def plant(
     depth = max(len(layers) - 1, 1)
     distance = cortex.level[:, None] * depth - np.arange(len(layers))
     layer = np.exp(-0.5 * (distance / (LAYER_WIDTH * depth)) ** 2)
-    weight = _smooth_noise(cortex.space, random, dim, steps=2)
+    weight = smooth_noise(cortex.space, random, dim, steps=2)
     weight /= weight.std(axis=1, keepdims=True) if dim > 1 else 1.0
-    variation = _smooth_noise(cortex.space, random, 1, steps=4)[:, 0]
+    variation = smooth_noise(cortex.space, random, 1, steps=4)[:, 0]
     ncsnr = LEAST_NOISY + (MOST_NOISY - LEAST_NOISY) * cortex.level
     bottleneck = [random.standard_normal((dim, C)) / math.sqrt(C) for C in channels]
     return Planted(
@@ -142,20 +141,6 @@ def plant(
         bottleneck=tuple(matrix.astype(np.float32) for matrix in bottleneck),
         ncsnr=(ncsnr * np.exp(0.2 * variation) / noise).astype(np.float32),
     )
-
-
-def _smooth_noise(
-    space: VertexSpace, random: np.random.Generator, columns: int, steps: int
-) -> npt.NDArray[np.float64]:
-    """Normal noise averaged over neighbours on the mesh, unit variance, [V,columns]."""
-    parts = []
-    for side in HEMISPHERES:
-        white = mesh("fsaverage5", "white", side)
-        graph = edge_graph(white.coordinates.astype(np.float64), white.faces)
-        noise = smooth(graph, random.standard_normal((len(white.coordinates), columns)), steps)
-        parts.append(noise[getattr(space, side)])
-    values = np.concatenate(parts)
-    return np.asarray(values / values.std())
 
 
 def respond(

@@ -186,6 +186,23 @@ def smooth(graph: csr_matrix, values: Floats, steps: int = SMOOTHING) -> Floats:
     return np.asarray(values)
 
 
+def smooth_noise(
+    space: VertexSpace,  # on fsaverage5
+    random: np.random.Generator,
+    columns: int,
+    steps: int,
+) -> Floats:
+    """Normal noise averaged over neighbours on the mesh, unit variance, [V,columns]."""
+    parts = []
+    for side in HEMISPHERES:
+        white = mesh("fsaverage5", "white", side)
+        graph = edge_graph(white.coordinates.astype(np.float64), white.faces)
+        noise = smooth(graph, random.standard_normal((len(white.coordinates), columns)), steps)
+        parts.append(noise[getattr(space, side)])
+    values = np.concatenate(parts)
+    return np.asarray(values / values.std())
+
+
 def _distance(points: Floats, graph: csr_matrix, centre: Point) -> Floats:
     """Millimetres along the mesh from the vertex that lies nearest to a centre."""
     return np.asarray(dijkstra(graph, indices=_seed(points, centre)))

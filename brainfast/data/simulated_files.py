@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,7 +17,7 @@ from PIL import Image
 from ..errors import BrainfastError
 from ..files import atomic_path, write_bytes, write_json
 from ..vertex_space import ATLASES, HEMISPHERES, MESH_VERTICES, VertexSpace
-from .photographs import SCENES, cut, load_photograph
+from .photographs import SCENES, SIZE, cut, load_photograph
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -35,6 +35,15 @@ NOTE = (
     "FactorTopy's equation with planted selectors plus noise, stimuli are cut from photographs "
     "that scikit-image and scikit-learn ship."
 )
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A stimulus to be cut: its number, which is its id, the photograph, and its split."""
+
+    number: int
+    source: str
+    split: str
 
 
 @dataclass(frozen=True)
@@ -68,27 +77,54 @@ def write_images(
 
     An earlier simulated subject in `folder` is replaced; any other content is refused.
     """
-    folder = Path(folder)
     if n_images < LEAST_IMAGES:
         raise BrainfastError("n_images", expected=f"at least {LEAST_IMAGES}", got=str(n_images))
-    _clear(folder)
     few = n_images // 10
+    pictures = choose_pictures(n_images, few, np.random.default_rng([seed, 0]))
+    pictures += [Picture(n_images + row, CHALLENGE_SOURCE, "challenge") for row in range(few)]
+    return write_pictures(folder, pictures, seed=seed, progress=progress)
+
+
+def choose_pictures(
+    n_images: int, few: int, random: np.random.Generator, first: int = 0
+) -> list[Picture]:
+    """Pictures numbered from `first`; in a random order `few` each are for val and heldout."""
     train = [TRAIN_SOURCES[i % len(TRAIN_SOURCES)] for i in range(n_images - 2 * few)]
     chosen = [(source, "train") for source in train]
     chosen += [(VALIDATION_SOURCE, "val")] * few + [(HELDOUT_SOURCE, "heldout")] * few
-    order = np.random.default_rng([seed, 0]).permutation(n_images)
-    chosen = [chosen[i] for i in order] + [(CHALLENGE_SOURCE, "challenge")] * few
+    order = random.permutation(n_images)
+    return [Picture(first + number, *chosen[i]) for number, i in enumerate(order)]
+
+
+def write_pictures(
+    folder: str | Path,
+    pictures: Sequence[Picture],
+    *,
+    seed: int = 0,
+    size: int = SIZE,
+    progress: Progress | None = None,
+) -> Stimuli:
+    """Write stimuli size x size as the challenge names them, and `groups.csv`; see `write_images`.
+
+    A picture depends on its number, source and the seed alone: what several subjects see is the
+    same file for all of them.
+    """
+    folder = Path(folder)
+    _clear(folder)
+    ordered = sorted(pictures, key=lambda picture: picture.split == "challenge")
+    n_images = sum(picture.split != "challenge" for picture in pictures)
     photographs = {name: load_photograph(name) for name in SCENES}
     paths = []
-    for number, (source, _) in enumerate(chosen):
-        path = folder / _image_name(number, n_images)
+    for row, picture in enumerate(ordered):
+        path = folder / _image_name(row, n_images, picture.number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        stimulus = cut(photographs[source], np.random.default_rng([seed, 2, number]))
+        random = np.random.default_rng([seed, 2, picture.number])
+        stimulus = cut(photographs[picture.source], random, size)
         Image.fromarray(stimulus).save(path, compress_level=1)
         paths.append(path)
         if progress is not None:
-            progress(number + 1, len(chosen))
-    sources, splits = ([pair[part] for pair in chosen] for part in (0, 1))
+            progress(row + 1, len(ordered))
+    sources, splits = [p.source for p in ordered], [p.split for p in ordered]
     _write_groups(folder / "groups.csv", paths[:n_images], sources, splits)
     return Stimuli(paths, sources, splits)
 
@@ -108,12 +144,11 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(folder / part)
 
 
-def _image_name(number: int, n_images: int) -> str:
-    """0-based number of all stimuli -> path inside the folder; it serves as NSD's id too."""
-    if number < n_images:
-        return f"training_split/training_images/train-{number + 1:04d}_nsd-{number:05d}.png"
-    row = number - n_images + 1
-    return f"test_split/test_images/test-{row:04d}_nsd-{number:05d}.png"
+def _image_name(row: int, n_images: int, number: int) -> str:
+    """0-based row of all stimuli -> path inside the folder; the number serves as NSD's id."""
+    if row < n_images:
+        return f"training_split/training_images/train-{row + 1:04d}_nsd-{number:05d}.png"
+    return f"test_split/test_images/test-{row - n_images + 1:04d}_nsd-{number:05d}.png"
 
 
 def _write_groups(path: Path, images: list[Path], sources: list[str], splits: list[str]) -> None:
@@ -147,14 +182,17 @@ def write_responses(
     for atlas, names in ATLASES.items():
         mapping = dict(enumerate(("Unknown", *names)))
         _save(folder / f"roi_masks/mapping_{atlas}.npy", np.array(mapping, dtype=object))
-    about = about | {
-        "simulated": True,
-        "complete": True,
-        "note": NOTE,
-        "mesh": "fsaverage5",
-        "vertices": {"lh": space.lh.size, "rh": space.rh.size},
-        "images": {name: len(stimuli.rows(name)) for name in dict.fromkeys(stimuli.splits)},
-    }
+    about = (
+        {"note": NOTE}
+        | about
+        | {
+            "simulated": True,
+            "complete": True,
+            "mesh": "fsaverage5",
+            "vertices": {"lh": space.lh.size, "rh": space.rh.size},
+            "images": {name: len(stimuli.rows(name)) for name in dict.fromkeys(stimuli.splits)},
+        }
+    )
     write_json(folder / "simulated.json", about)
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..errors import BrainfastError
 from ..files import hash_file, write_json
 from ..images import as_images, as_sequence, hash_image
+from ..machine import available_memory, usable_cores
 from ..tokens import Tokens, downsample
 from ..trunks import Trunk
 from .token_file import (
@@ -161,7 +162,7 @@ class TokenCache:
 
     def resident(self) -> TokenCache:
         """The cache read into memory where it takes at most half of what is free, else itself."""
-        if self.nbytes > _free_memory() // 2:
+        if self.nbytes > available_memory() // 2:
             return self
         return TokenCache(self.index, {name: np.array(a) for name, a in self._arrays.items()})
 
@@ -251,7 +252,7 @@ def _hash_images(images: Sequence[Any]) -> str:
             return hash_file(Path(item))
         return hash_image(as_images(item, f"images[{index}]")[0])
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(4, usable_cores())) as pool:
         digests = list(pool.map(digest, range(len(images))))
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
@@ -328,12 +329,3 @@ def _write_all(file: Any, data: memoryview, want: tuple[int, ...], got: tuple[in
         raise BrainfastError("tokens of the trunk", expected=str(want), got=str(tuple(got)))
     while data:
         data = data[file.write(data) :]
-
-
-def _free_memory() -> int:
-    """Bytes that can be taken without swapping."""
-    try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

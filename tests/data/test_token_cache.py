@@ -137,7 +137,7 @@ def test_bad_indices_are_refused(tmp_path, indices):
 def test_resident_only_where_it_fits(tmp_path, monkeypatch):
     cache = TokenCache.build(tmp_path, StandIn(), photographs())
     assert cache.resident() is not cache
-    monkeypatch.setattr("brainfast.data.token_cache._free_memory", lambda: cache.nbytes)
+    monkeypatch.setattr("brainfast.data.token_cache.available_memory", lambda: cache.nbytes)
     assert cache.resident() is cache
 
 
