@@ -3,13 +3,23 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-isa lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/brainfast demo
 
 test: $(VENV)/installed-test
 	$(BIN)/pytest
+
+# What depends on the instruction set, under each that machines fall back to.
+ISA_TESTS := tests/ops tests/models tests/test_folded.py tests/test_encoder.py \
+	tests/test_doctor.py tests/test_parity.py tests/test_processes.py
+test-isa: $(VENV)/installed-test
+	for isa in $$($(BIN)/python -c "from brainfast import _C; \
+			print('portable', *{'avx2'}.intersection(_C.supported_isas()), 'amx-emulated')"); do \
+		echo "== BRAINFAST_ISA=$$isa" && \
+		BRAINFAST_ISA=$$isa $(BIN)/pytest -q $(ISA_TESTS) || exit 1; \
+	done
 
 lint: $(VENV)/installed-dev
 	sh tools/lint.sh $(abspath $(BIN))

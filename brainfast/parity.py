@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .analysis.scores import r2
 from .card import ParityCard
 from .engine import Engine
-from .errors import BrainfastError
 from .ops import reference
 from .trunks import Trunk
 from .vertex_space import VertexSpace
@@ -45,25 +45,42 @@ def compare(
     space: VertexSpace,
     engine: Engine,
     images: Any,
+    measured: NDArray[np.float32] | None = None,  # [B,V]
 ) -> ParityCard:
     """Error of an engine's responses to `images`, in standard deviations of the twin's."""
-    expected = expected[:, _positions(space, engine.space)]
-    error = (engine.predict(images).values - expected) / expected.std()
-    return ParityCard(
-        form=engine.runtime.name,
-        precision=engine.head.precision,
-        trunk_precision=engine.runtime.precision,
-        images=len(expected),
-        max_error=float(np.abs(error).max()),
-        rms_error=float(np.sqrt(np.square(error).mean())),
+    columns = space.positions(engine.space)
+    found = engine.predict(images).values
+    return parity_card(
+        (engine.runtime.name, engine.runtime.precision, engine.head.precision),
+        found,
+        expected[:, columns],
+        None if measured is None else measured[:, columns],
     )
 
 
-def _positions(whole: VertexSpace, part: VertexSpace) -> NDArray[np.int64]:
-    """Columns of `part`'s vertices in `whole`."""
-    left = np.searchsorted(whole.lh, part.lh)
-    right = np.searchsorted(whole.rh, part.rh) + whole.lh.size
-    columns = np.concatenate([left, right]).astype(np.int64)
-    if (columns >= whole.V).any() or whole.take(np.unique(columns)) != part:
-        raise BrainfastError("engine", expected="vertices of this encoder", got="another encoder's")
-    return columns
+def parity_card(
+    form: tuple[str, str, str],  # trunk runtime, trunk precision, head precision
+    found: NDArray[np.float32],  # [B,V]
+    expected: NDArray[np.float64],  # [B,V], the twin's
+    measured: NDArray[np.float32] | None = None,  # [B,V]
+) -> ParityCard:
+    """error = (found - expected) / sd(expected): its max and root mean square.
+
+    r2_change, where measured responses are given: the largest |R2(found) - R2(expected)| of a
+    vertex, over those that have an R2.
+    """
+    runtime, trunk_precision, precision = form
+    error = (found - expected) / expected.std()
+    change = None
+    if measured is not None:
+        changes = np.abs(r2(found, measured) - r2(expected, measured))
+        change = float(np.nanmax(changes)) if np.isfinite(changes).any() else None
+    return ParityCard(
+        form=runtime,
+        precision=precision,
+        trunk_precision=trunk_precision,
+        images=len(expected),
+        max_error=float(np.abs(error).max()),
+        rms_error=float(np.sqrt(np.square(error).mean())),
+        r2_change=change,
+    )

@@ -1,15 +1,16 @@
-"""Trunk runtimes: pixels to raw tokens in numpy, by torch or ONNX Runtime. Torch-free at import."""
+"""Trunk runtimes: pixels to raw tokens in numpy, by torch, its compiler or ONNX Runtime.
+
+Torch-free at import.
+"""
 
 from __future__ import annotations
 
 import copy
 import json
-import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -17,20 +18,20 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BrainfastError
-from .files import atomic_path, file_size
+from .files import file_size
+from .machine import usable_cores
 from .tokens import Tokens
+from .trunk_export import flat_module, output_names
 
 if TYPE_CHECKING:
     import torch
 
     from .trunks import Trunk
 
-OPSET = 20
-EXTERNAL_BYTES = 1_800_000_000  # protobuf holds 2 GiB at most, graph and weights together
-FORMAT = "brainfast-trunk"
-
 Pixels = npt.NDArray[np.float32]  # [B,3,H,W]
 Precision = Literal["fp32", "bf16"]
+
+_COMPILING = threading.Lock()  # torch's compiler has settings of the whole process
 
 
 class TrunkRuntime(Protocol):
@@ -86,6 +87,86 @@ class TorchRuntime:
         return autocast
 
 
+class CompiledRuntime:
+    """The trunk through torch.compile with frozen weights, on the CPU; opening it compiles.
+
+    That takes about half a minute for a ViT-B and needs a C++ compiler, in every process anew. One
+    graph of one image is compiled and never another: a batch goes through it image by image, so
+    an image's tokens are the same bits in every batch, and nothing is padded or compiled later.
+    Set torch's number of threads before it is opened. fp32 is strict. bf16 is
+    TorchRuntime's, matrix products on bf16 operands and norms and residual stream in fp32, except
+    that fused chains of element-wise steps round to bf16 once, at their end. The trunk that is
+    given is never changed, and threads may call one runtime at once.
+    """
+
+    name = "compile"
+
+    def __init__(self, trunk: Trunk, precision: Precision = "fp32", device: str = "auto") -> None:
+        import torch
+
+        from .trunks import strict_fp32
+
+        self.precision: str = _check_precision(precision, ("fp32", "bf16"))
+        if device not in ("auto", "cpu"):
+            raise BrainfastError(
+                "runtime compile", expected="the CPU", got=device, remedy="use runtime='torch'"
+            )
+        self._layers, self._size = trunk.config.layers, trunk.config.size
+        self._torch: Any = torch
+        self._strict = strict_fp32
+        trunk = copy.deepcopy(trunk).cpu().eval()
+        if precision == "bf16":
+            _matrices_to_bf16(trunk)
+        self._run = self._compile(trunk)
+
+    def __call__(self, pixels: Pixels) -> Tokens:
+        """Run one batch, image by image."""
+        pixels = _check_pixels(pixels, self._size)
+        with self._torch.no_grad(), self._strict():
+            rows = [
+                self._run(self._torch.from_numpy(pixels[i : i + 1])) for i in range(len(pixels))
+            ]
+        arrays = [
+            np.concatenate([array.numpy() for array in parts]) for parts in zip(*rows, strict=True)
+        ]
+        count = len(self._layers)
+        return Tokens(tuple(arrays[:count]), tuple(arrays[count:]), self._layers)
+
+    def _compile(self, trunk: Trunk) -> Any:
+        """Export, freeze and compile, all for one image.
+
+        The exported graph has code of its own, so that runtimes do not share torch's limit of
+        compilations, beyond which it would quietly run uncompiled. Guards are dropped because all
+        that could change is pixels' shape, which is checked: with them a change of, say, torch's
+        number of threads would compile again in the middle of a call.
+        """
+        import torch
+        from torch._inductor import config
+
+        module = flat_module(trunk, autocast=self.precision == "bf16")
+        pixels = torch.zeros(1, 3, *self._size)
+        with _COMPILING, torch.no_grad():
+            try:
+                graph = torch.export.export(module, (pixels,)).module()
+                # `options` would freeze nothing: Dynamo looks at the setting itself.
+                with config.patch(freezing=True), self._strict():
+                    run = torch.compile(
+                        graph,
+                        fullgraph=True,
+                        dynamic=False,
+                        options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe},
+                    )
+                    run(pixels)
+            except Exception as error:  # whatever the model, torch and the compiler raise
+                raise BrainfastError(
+                    f"runtime compile of {trunk.config.name}",
+                    expected="a C++ compiler (CXX or g++), and a trunk that torch compiles",
+                    got=" ".join(str(error).split())[:160] or type(error).__name__,
+                    remedy="use runtime='torch'",
+                ) from error
+        return run
+
+
 class OnnxRuntime:
     """A trunk that `export_trunk` wrote, under ONNX Runtime on the CPU in fp32, without torch.
 
@@ -108,11 +189,11 @@ class OnnxRuntime:
         if threads is not None and threads < 1:
             raise BrainfastError("threads", expected="at least 1", got=str(threads))
         file_size(path)
-        self._session = _open_session(Path(path), threads or _usable_cores())
+        self._session = _open_session(Path(path), threads or usable_cores())
         self.layers, self._size = _check_metadata(
             Path(path), self._session.get_modelmeta().custom_metadata_map, layers, weights_hash
         )
-        self._outputs = _output_names(self.layers)
+        self._outputs = output_names(self.layers)
 
     def __call__(self, pixels: Pixels) -> Tokens:
         """Run one batch."""
@@ -122,81 +203,13 @@ class OnnxRuntime:
         return Tokens(tuple(answers[:count]), tuple(answers[count:]), self.layers)
 
 
-def export_trunk(trunk: Trunk, path: str | Path) -> None:
-    """Write the trunk as ONNX, opset 20: pixels [B,3,H,W] to local.{l} and global.{l}, any B.
-
-    Weights above 1.8 GB go to a file beside it that bears their hash, and the ONNX file appears
-    last, so that a reader finds both or neither. The metadata hold the hash, layers and size.
-    Errors: BrainfastError where torch cannot export the model or the disk refuses.
-    """
-    path = Path(path)
-    with (
-        atomic_path(path) as final,
-        tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder,
-    ):
-        written = _export(trunk, Path(folder), path.name)
-        for extra in sorted(set(Path(folder).iterdir()) - {written}):
-            with atomic_path(path.parent / extra.name) as place:
-                shutil.move(extra, place)
-        os.replace(written, final)
-
-
-def _export(trunk: Trunk, folder: Path, name: str) -> Path:
-    import torch
-
-    class Flat(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.trunk = copy.deepcopy(trunk).cpu().eval()
-
-        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            tokens = self.trunk(pixels)
-            return (*tokens.local, *tokens.global_)
-
-    config = trunk.config
-    try:
-        with _quiet("onnxscript"):
-            program = torch.onnx.export(
-                Flat().eval(),
-                (torch.zeros(2, 3, *config.size),),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=["pixels"],
-                output_names=_output_names(config.layers),
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-                verbose=False,
-            )
-    except Exception as error:  # the exporter wraps whatever the model raises
-        raise BrainfastError(
-            f"trunk {config.name}",
-            expected="a model that torch exports to ONNX",
-            got=str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__,
-            remedy="use runtime='torch'",
-        ) from error
-    assert program is not None
-    program.model.metadata_props.update(
-        format=FORMAT,
-        name=config.name,
-        weights_hash=config.weights_hash,
-        layers=json.dumps(config.layers),
-        size=json.dumps(config.size),
-    )
-    written = folder / f"{name}.{config.weights_hash[:12]}"
-    total = sum(value.numel() * value.element_size() for value in trunk.state_dict().values())
-    program.save(str(written), external_data=total > EXTERNAL_BYTES)
-    return written
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Hold back a logger's warnings: the exporter has one for every operator it does not fold."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+def open_trunk(
+    trunk: Trunk, runtime: str, precision: Precision = "fp32", device: str = "auto"
+) -> TrunkRuntime:
+    """The runtime "torch" or "compile" over a trunk."""
+    if runtime == "compile":
+        return CompiledRuntime(trunk, precision, device)
+    return TorchRuntime(trunk, precision, device)
 
 
 def _matrices_to_bf16(trunk: Trunk) -> None:
@@ -301,13 +314,3 @@ def _check_precision(precision: str, known: tuple[str, ...]) -> str:
     if precision not in known:
         raise BrainfastError("trunk precision", expected=" or ".join(known), got=repr(precision))
     return precision
-
-
-def _output_names(layers: Sequence[int]) -> list[str]:
-    return [f"{kind}.{layer}" for kind in ("local", "global") for layer in layers]
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

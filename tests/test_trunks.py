@@ -381,3 +381,20 @@ def test_weights_that_cannot_be_fetched_are_told_in_one_line(monkeypatch, tmp_pa
         Trunk.create(VIT)
     assert "\n" not in str(caught.value)
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def test_strict_fp32_in_two_threads_restores_what_it_found():
+    mkldnn = torch.backends.mkldnn.matmul
+    before = mkldnn.fp32_precision
+    first = strict_fp32()
+    second = strict_fp32()
+    try:
+        mkldnn.fp32_precision = "bf16"
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert mkldnn.fp32_precision == "ieee"  # the second is still inside
+        second.__exit__(None, None, None)
+        assert mkldnn.fp32_precision == "bf16"
+    finally:
+        mkldnn.fp32_precision = before

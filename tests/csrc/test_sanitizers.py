@@ -62,9 +62,10 @@ def test_kernels_and_pool_under_address_and_undefined(tmp_path: Path) -> None:
         assert "passed" in run(tests / name)
 
 
-def test_pool_under_thread_sanitizer(tmp_path: Path) -> None:
-    tests = build(tmp_path, "thread", "test_thread_pool")
+def test_pool_and_plans_under_thread_sanitizer(tmp_path: Path) -> None:
+    tests = build(tmp_path, "thread", "test_thread_pool", "test_plans_at_once")
     # Without this the sanitizer refuses the address layout of kernels with much randomisation.
     setarch = shutil.which("setarch")
     command = [setarch, "-R"] if setarch else []
     assert "passed" in run(*command, tests / "test_thread_pool", "no-fork")
+    assert "passed" in run(*command, tests / "test_plans_at_once")
