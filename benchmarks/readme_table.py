@@ -1,53 +1,159 @@
-"""Write the table of a benchmark's JSON into the README, between its two markers.
+"""Write the README's table, docs/benchmarks.md and two plots from the JSON of `run.py`.
 
-brainfast bench --json > benchmarks/results/readout-cpu.json
 python benchmarks/readme_table.py
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 
-from brainfast.bench import BenchTable, Row
+import plots
+from brainfast.bench import Row
+from brainfast.files import write_bytes
+from cases import TITLES
+from measured import BASE, Measured, label
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "readout-cpu.json"
+RESULT = ROOT / "benchmarks" / "results" / "cpu.json"
 START, END = "<!-- measured: start -->\n", "<!-- measured: end -->\n"
+BATCHES = (1, 8)  # of the README
+
+FORMULAS = """\
+**ms**: best, median and 99th percentile of the rounds; every round runs every form once, in an
+order that moves on by one. **x ours**: the form's best over the best of our form of the same
+precision, and the median over the rounds of the same ratio; for our own forms, over the first of
+them. **error**: against float64, in standard deviations of the response less its bias (training:
+of the worst gradient, in units of its root mean square); a form beyond its **bar** is not timed.
+**peak**: growth of resident memory during the first call.
+
+**GFLOP/s** and **GB/s** divide the least that a call must do by its best time, whatever the form
+does beyond that: `2 D L (corners inside the image + 1)` operations a vertex and image, and `V (w
+D + 4 (L + 4)) + 4 B L D (H W + 1) + 4 B V` bytes, `w` = 2 in bf16, else 4: packed parameters,
+tokens, responses. Raw tokens add `2 L C D (H W + 1)` operations an image, themselves and the
+bottlenecks. A training step counts three forward products, the fp32 parameters ten times (two
+reads, gradient, AdamW's seven) and tokens, responses and their gradients. **of ceiling**: the
+least time on the roofline of the ceilings below (fp32: multiply-adds in registers; bf16: the
+faster of those and torch's bf16 product, a third of it for bf16x3; L3 up to 24 MiB, else DRAM)
+over the best time. A ceiling that neighbours disturbed can be passed.
+"""
 
 
-def _row(row: Row) -> str:
-    if row.best_ms is None or row.ratio is None:
-        return f"| {row.form} | {row.library} {row.precision} | {row.batch} | {row.note} | | | |"
-    memory = "" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**20:,.0f}"
-    return (
-        f"| {row.form} | {row.library} {row.precision} | {row.batch} | {row.best_ms:,.2f} |"
-        f" {row.ratio:,.1f} | {row.max_error:.0e} | {memory} |"
-    )
-
-
-def table(measured: BenchTable) -> str:
-    """The table in Markdown, with the sizes and the machine below it."""
-    case, machine = measured.case, measured.machine
+def readme_block(measured: Measured) -> str:
+    """How fast, how exact, how much memory, at the usual sizes."""
+    heads = [f"{batch} image{'s' * (batch > 1)}, ms" for batch in BATCHES]
     lines = [
-        "| form | library | images | best ms | x fp32 | largest error | peak MiB |",
-        "|---|---|--:|--:|--:|--:|--:|",
-        *(_row(row) for row in measured.rows),
+        f"| | form | {' | '.join(heads)} | largest error | peak MiB |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for stage in TITLES:
+        by_form: dict[str, dict[int, Row]] = {}
+        for _, row in measured.of_stage(stage, **BASE):
+            if row.batch in BATCHES and row.best_ms is not None:
+                by_form.setdefault(label(row), {})[row.batch] = row
+        for form, rows in by_form.items():
+            last = rows[max(rows)]
+            cells = (_number(rows[b].best_ms) if b in rows else "" for b in BATCHES)
+            lines.append(
+                f"| {stage} | {form} | {' | '.join(cells)} | {last.max_error:.0e} |"
+                f" {_mebibytes(last)} |"
+            )
+    lines += [
         "",
-        f"V = {case['V']:,}, L = {case['L']}, D = {case['D']}, {case['H']} x {case['W']} grid, on"
-        f" {machine['threads']} threads of {machine['cpu']} ({machine['isa']}), all forms on the"
-        " same tokens, interleaved in one process. Errors are against Listing 1 in float64, in"
-        " standard deviations of its response.",
+        f"V = {BASE['V']:,}, L = {BASE['L']}, D = {BASE['D']}, 8 x 8 grid; {measured.about()}. Best"
+        " of interleaved rounds in one process; errors and memory at the larger batch. Errors are"
+        " against float64, in standard deviations of the response (training: of the worst"
+        " gradient). All sizes, ratios, ceilings: [docs/benchmarks.md](docs/benchmarks.md).",
     ]
     return "\n".join(lines) + "\n"
 
 
+def document(measured: Measured) -> str:
+    """docs/benchmarks.md: every row, the ceilings, and what the columns mean."""
+    busy = measured.machine["busy_elsewhere"]
+    parts = [
+        "# Benchmarks",
+        "`python benchmarks/run.py && python benchmarks/readme_table.py` writes this page.",
+        f"On {measured.about()}; {measured.machine['seconds']} s in all."
+        + (f" Other processes kept {busy:.1f} cores busy meanwhile." if busy else ""),
+        "![Latency of the readout over the number of images](pictures/latency.png)",
+        "![Time of the readout over the number of vertices](pictures/cost_over_v.png)",
+        FORMULAS.rstrip(),
+        "\n".join(_ceilings(measured)),
+        *_sections(measured),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sections(measured: Measured) -> Iterator[str]:
+    for stage, title in TITLES.items():
+        tables = [table for table in measured.tables if table.case["stage"] == stage]
+        if tables:
+            yield f"## {title[0].upper()}{title[1:]}"
+        for table in tables:
+            case = table.case
+            trunk = f", trunk {case['trunk']}" if case["trunk"] else ""
+            yield f"V = {case['V']:,}, L = {case['L']}, D = {case['D']}{trunk}"
+            heads = (
+                "form | B | best ms | median | p99 | x ours | per round | rms error | max error"
+                " | bar | peak MiB | GFLOP/s | GB/s | of ceiling | note"
+            )
+            rule = "|---|" + "--:|" * 13 + "---|"
+            yield "\n".join([f"| {heads} |", rule, *(_row(row) for row in table.rows)])
+
+
+def _row(row: Row) -> str:
+    cells = [
+        label(row),
+        str(row.batch),
+        *(_number(value) for value in (row.best_ms, row.median_ms, row.p99_ms)),
+        *(_number(value) for value in (row.ratio, row.round_ratio)),
+        *("" if value is None else f"{value:.1e}" for value in (row.rms_error, row.max_error)),
+        row.bar,
+        _mebibytes(row),
+        *(_number(value) for value in (row.gflop_per_s, row.gbyte_per_s)),
+        "" if row.of_ceiling is None else f"{100 * row.of_ceiling:.0f} %",
+        row.note,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _ceilings(measured: Measured) -> Iterator[str]:
+    yield "| ceiling | measured |"
+    yield "|---|--:|"
+    names = {
+        "fma_gflop_per_s": ("fp32 multiply-adds in registers", "GFLOP/s"),
+        "matmul_fp32_gflop_per_s": ("torch, fp32 product 2048 x 2048", "GFLOP/s"),
+        "matmul_bf16_gflop_per_s": ("torch, bf16 product 2048 x 2048", "GFLOP/s"),
+        "l3_gbyte_per_s": ("reading 12 MiB (torch's sum, dot or matrix-vector)", "GB/s"),
+        "dram_gbyte_per_s": ("reading 512 MiB (the same)", "GB/s"),
+    }
+    for key, (name, unit) in names.items():
+        yield f"| {name} | {measured.ceilings[key]:,.0f} {unit} |"
+
+
+def _number(value: float | None) -> str:
+    """Three significant digits."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _mebibytes(row: Row) -> str:
+    return "" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**20:,.0f}"
+
+
 def main() -> None:
-    measured = BenchTable.from_json(json.loads(RESULT.read_text()))
+    """Write all of it."""
+    measured = Measured.read(RESULT)
     readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(START)
+    before, rest = readme.read_text(encoding="utf-8").split(START)
     _, after = rest.split(END)
-    readme.write_text(before + START + table(measured) + END + after)
+    block = readme_block(measured)
+    write_bytes(readme, (before + START + block + END + after).encode())
+    write_bytes(ROOT / "docs" / "benchmarks.md", document(measured).encode())
+    plots.latency(measured, ROOT / "docs" / "pictures" / "latency.png")
+    plots.cost_over_v(measured, ROOT / "docs" / "pictures" / "cost_over_v.png")
 
 
 if __name__ == "__main__":

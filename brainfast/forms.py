@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -20,9 +21,11 @@ from .folded import PRECISIONS, AlignedTokens, FoldedFactorTopy
 from .ops import reference
 
 Array = NDArray[np.float32]
+OURS = "brainfast"  # as a library
 LISTING1 = "Listing 1"
+CELL_FORM = "cell form"
 
-Call = Callable[[Array, Array], Array]  # local [B,L,D,H,W], global [B,L,D] -> response [B,V]
+Call = Callable[..., Any]  # of a readout: local [B,L,D,H,W], global [B,L,D] -> response [B,V]
 
 # Products of one part stay under a megabyte an image: larger ones leave the cache, and glibc maps
 # fresh pages for them on every call.
@@ -34,12 +37,16 @@ _LARGE_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class Form:
-    """One way to compute the readout; of several `variants` only the fastest is reported."""
+    """One way to compute what is compared; of several `variants` only the fastest is reported.
+
+    problem: why it cannot be run here, in which case it has no variants.
+    """
 
     name: str
     library: str
     precision: str
     variants: Mapping[str, Call]
+    problem: str = ""
 
     @property
     def title(self) -> str:
@@ -52,15 +59,19 @@ class CellReadout(nn.Module):
 
     Vertices are sorted by the grid cell that they sample, so all vertices of a block read the same
     X [5L,D]. block: vertices of a block, the last block of a cell padded with zeros; None makes
-    one block of every cell. Corners outside the grid read a pixel of zeros.
+    one block of every cell. Corners outside the grid read a pixel of zeros. dtype: of the operands
+    and products; the bias and the response are float32.
     """
 
     corners: torch.Tensor
     slots: torch.Tensor
     bias: torch.Tensor
 
-    def __init__(self, head: FoldedFactorTopy, block: int | None) -> None:
+    def __init__(
+        self, head: FoldedFactorTopy, block: int | None, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
+        self.dtype = dtype
         corners, cell = grid_cells(head)
         coefficient = _with_zero_row(_coefficients(head))
         weight = _with_zero_row(head.weight / np.float32(head.weight.shape[1]))
@@ -69,8 +80,10 @@ class CellReadout(nn.Module):
         parts = list(_parts(cell, block, row_bytes=4 * coefficient.shape[1]))
         for cells, vertices in parts:
             self.cells.append(_constant(cells))
-            self.weights.append(_constant(weight[vertices].swapaxes(1, 2)))
-            self.coefficients.append(_constant(coefficient[vertices].swapaxes(1, 2)[:, :, None]))
+            self.weights.append(_constant(weight[vertices].swapaxes(1, 2), dtype))
+            self.coefficients.append(
+                _constant(coefficient[vertices].swapaxes(1, 2)[:, :, None], dtype)
+            )
         where = np.concatenate([vertices.reshape(-1) for _, vertices in parts])
         slots = np.empty(len(cell) + 1, dtype=np.int64)
         slots[where] = np.arange(len(where))
@@ -83,6 +96,8 @@ class CellReadout(nn.Module):
         local: torch.Tensor,  # [B,L,D,H,W]
         global_: torch.Tensor,  # [B,L,D]
     ) -> torch.Tensor:  # [B,V]
+        if local.dtype != self.dtype:
+            local, global_ = local.to(self.dtype), global_.to(self.dtype)
         images, layers, dim = global_.shape
         pixels = nn.functional.pad(local.flatten(3), (0, 1)).permute(3, 1, 0, 2)
         summary = global_.transpose(0, 1).expand(len(self.corners), 1, -1, -1, -1)
@@ -123,28 +138,36 @@ def brainfast_forms(head: FoldedFactorTopy) -> list[Form]:
         return lambda local, global_: folded.readout(AlignedTokens(local, global_))
 
     return [
-        Form("compiled head", "brainfast", precision, {"": call_of(head.with_precision(precision))})
+        Form("compiled head", OURS, precision, {"": call_of(head.with_precision(precision))})
         for precision in PRECISIONS
     ]
 
 
-def torch_cell_form(head: FoldedFactorTopy) -> Form:
-    """The cell form in eager PyTorch."""
-    variants = {
-        _layout_name(block): torch_call(CellReadout(head, block)) for block in _layouts(head)
-    }
-    return Form("cell form", "PyTorch", "fp32", variants)
+def torch_cell_forms(head: FoldedFactorTopy) -> list[Form]:
+    """The cell form in eager PyTorch, in fp32 and in bf16."""
+    return [
+        Form(
+            CELL_FORM,
+            "PyTorch",
+            precision,
+            {
+                layout_name(block): torch_call(CellReadout(head, block, dtype))
+                for block in layouts(head)
+            },
+        )
+        for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    ]
 
 
 def onnx_cell_form(head: FoldedFactorTopy, folder: Path, threads: int) -> Form:
     """The cell form, exported, in ONNX Runtime."""
     variants = {
-        _layout_name(block): onnx_call(
-            CellReadout(head, block), head, folder / f"cell-{block}.onnx", threads
+        layout_name(block): onnx_call(
+            CellReadout(head, block), example(head), folder / f"cell-{block}.onnx", threads
         )
-        for block in _layouts(head)
+        for block in layouts(head, exported=True)
     }
-    return Form("cell form", "ONNX Runtime", "fp32", variants)
+    return Form(CELL_FORM, "ONNX Runtime", "fp32", variants)
 
 
 def torch_listing1_form(head: FoldedFactorTopy) -> Form:
@@ -158,26 +181,32 @@ def onnx_listing1_form(
     """Listing 1, exported (GridSample), in ONNX Runtime."""
     # An arena would keep gigabytes while the other forms run.
     arena = listing1_bytes(head, largest_batch) < _LARGE_BYTES
-    call = onnx_call(Listing1(head), head, folder / "listing1.onnx", threads, arena=arena)
+    call = onnx_call(Listing1(head), example(head), folder / "listing1.onnx", threads, arena=arena)
     return Form(LISTING1, "ONNX Runtime", "fp32", {"": call})
 
 
-def torch_call(module: nn.Module) -> Call:
+def torch_call(module: Callable[..., torch.Tensor]) -> Call:
     """Run a module on numpy arrays, without autograd."""
 
     @torch.inference_mode()
-    def call(local: Array, global_: Array) -> Array:
-        result: Array = module(torch.from_numpy(local), torch.from_numpy(global_)).numpy()
+    def call(*arrays: Array) -> Array:
+        result: Array = module(*map(torch.from_numpy, arrays)).numpy()
         return result
 
     return call
 
 
 def onnx_call(
-    module: nn.Module, head: FoldedFactorTopy, path: Path, threads: int, *, arena: bool = True
+    module: nn.Module,
+    examples: Sequence[torch.Tensor],
+    path: Path,
+    threads: int,
+    *,
+    arena: bool = True,
 ) -> Call:
-    """Export a readout with a dynamic batch and open it in ONNX Runtime on the CPU."""
-    export(module, head, path)
+    """Export a module of tensors with a dynamic batch and open it in ONNX Runtime on the CPU."""
+    names = [f"input{number}" for number in range(len(examples))]
+    export(module, examples, names, path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -186,18 +215,35 @@ def onnx_call(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def call(local: Array, global_: Array) -> Array:
-        result: Array = session.run(None, {"local": local, "global": global_})[0]
+    def call(*arrays: Array) -> Array:
+        result: Array = session.run(None, dict(zip(names, arrays, strict=True)))[0]
         return result
 
     return call
 
 
-def export(module: nn.Module, head: FoldedFactorTopy, path: Path) -> None:
-    """Write a readout as ONNX, opset 20: inputs local and global, output response."""
-    layers, dim = len(head.layers), head.weight.shape[1]
-    example = (torch.zeros(2, layers, dim, *head.readout_grid), torch.zeros(2, layers, dim))
-    batch = {0: torch.export.Dim.DYNAMIC}
+def example(head: FoldedFactorTopy) -> tuple[torch.Tensor, torch.Tensor]:
+    """Zeros of the shapes that a readout takes, B=2."""
+    layers, dim = head.offset_local.shape
+    return torch.zeros(2, layers, dim, *head.readout_grid), torch.zeros(2, layers, dim)
+
+
+class _Flat(nn.Module):
+    """A module whose inputs are one list: what the exporter needs to name any number of them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        result: torch.Tensor = self.module(*inputs)
+        return result
+
+
+def export(
+    module: nn.Module, examples: Sequence[torch.Tensor], names: Sequence[str], path: Path
+) -> None:
+    """Write a module as ONNX, opset 20; the first axis of every input is the batch."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -205,14 +251,14 @@ def export(module: nn.Module, head: FoldedFactorTopy, path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                module.eval(),
-                example,
+                _Flat(module).eval(),
+                (list(examples),),
                 str(path),
                 dynamo=True,
                 opset_version=20,
-                input_names=["local", "global"],
+                input_names=list(names),
                 output_names=["response"],
-                dynamic_shapes=(batch, batch),
+                dynamic_shapes=([{0: torch.export.Dim.DYNAMIC}] * len(examples),),
                 verbose=False,
             )
     finally:
@@ -284,13 +330,19 @@ def _parts(
         yield cells[start : start + step], rows[start : start + step]
 
 
-def _layouts(head: FoldedFactorTopy) -> tuple[int | None, ...]:
-    """Block sizes worth trying: small ones where cells hold few vertices, else whole cells too."""
+def layouts(head: FoldedFactorTopy, *, exported: bool = False) -> tuple[int | None, ...]:
+    """Block sizes worth trying: small ones where cells hold few vertices, else whole cells too.
+
+    exported: not those, which take long to export and are slower than blocks in ONNX Runtime.
+    """
     corners, cell = grid_cells(head)
-    return (32, 64) if len(cell) < 64 * len(corners) else (64, 128, None)
+    if len(cell) < 64 * len(corners):
+        return 32, 64
+    return (64, 128) if exported else (64, 128, None)
 
 
-def _layout_name(block: int | None) -> str:
+def layout_name(block: int | None) -> str:
+    """How a table calls a block size."""
     return "blocks of one cell" if block is None else f"blocks of {block}"
 
 
@@ -298,5 +350,8 @@ def _with_zero_row(array: Array) -> Array:
     return np.concatenate([array, np.zeros((1, *array.shape[1:]), dtype=np.float32)])
 
 
-def _constant(array: NDArray[np.float32] | NDArray[np.int64]) -> nn.Parameter:
-    return nn.Parameter(torch.from_numpy(np.ascontiguousarray(array)), requires_grad=False)
+def _constant(
+    array: NDArray[np.float32] | NDArray[np.int64], dtype: torch.dtype | None = None
+) -> nn.Parameter:
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return nn.Parameter(tensor.to(dtype or tensor.dtype), requires_grad=False)

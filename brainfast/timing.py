@@ -16,13 +16,15 @@ import torch
 from numpy.typing import NDArray
 
 from . import _C
+from .machine import status_bytes
 
 Result = TypeVar("Result")
 
 _SLOW_S = 0.1  # such a call needs no warm caches, and takes part in fewer rounds
-_BUDGET_S = 10.0  # of a slow form, in all rounds together
 _FEWEST_ROUNDS = 3
+_VERY_SLOW_S = 5.0  # such a call takes part twice
 _PRIME_S = 1e-3
+_STATUS = Path("/proc/self/status")
 _SETTLE_S = 5e-3  # until the threads of the call before have stopped spinning
 
 
@@ -30,6 +32,8 @@ def interleave(
     calls: Mapping[str, Callable[[], object]],
     rounds: int,
     *,
+    known: Mapping[str, float] | None = None,
+    budget_s: float = 10.0,
     clock: Callable[[], float] = time.perf_counter,
     after_round: Callable[[], object] = lambda: None,
 ) -> dict[str, NDArray[np.float64]]:
@@ -37,19 +41,14 @@ def interleave(
 
     A call is first run untimed, so that it finds its own data in the caches and not its
     neighbour's. One slower than 0.1 s is not, and sits out rounds (NaN) so that all its runs
-    together take about 10 s, three at least.
+    together take about `budget_s`, three at least, or two of a call slower than 5 s. known: seconds
+    that calls have taken before; a slow call found there needs no run to find out.
     """
     names = list(calls)
-    stride = dict.fromkeys(names, 1)
-    slow = dict.fromkeys(names, False)
-    for name in names:
-        start = clock()
-        calls[name]()
-        taken = clock() - start
-        if taken > _SLOW_S:
-            slow[name] = True
-            wanted = min(rounds, max(_FEWEST_ROUNDS, int(_BUDGET_S / taken)))
-            stride[name] = rounds // wanted
+    known = known or {}
+    taken = {name: _first_seconds(calls[name], known.get(name, 0.0), clock) for name in names}
+    slow = {name: taken[name] > _SLOW_S for name in names}
+    stride = {name: _stride(taken[name], rounds, budget_s) for name in names}
     seconds = {name: np.full(rounds, np.nan) for name in names}
     for number in range(rounds):
         first = number % len(names)
@@ -64,6 +63,22 @@ def interleave(
             seconds[name][number] = clock() - start
         after_round()
     return seconds
+
+
+def _first_seconds(call: Callable[[], object], known: float, clock: Callable[[], float]) -> float:
+    if known > _SLOW_S:
+        return known
+    start = clock()
+    call()
+    return clock() - start
+
+
+def _stride(taken: float, rounds: int, budget_s: float) -> int:
+    """Every how many rounds a call of so many seconds takes part."""
+    if taken <= _SLOW_S:
+        return 1
+    fewest = 2 if taken > _VERY_SLOW_S else _FEWEST_ROUNDS
+    return max(1, rounds // min(rounds, max(fewest, int(budget_s / taken))))
 
 
 def _prime(call: Callable[[], object]) -> None:
@@ -106,11 +121,11 @@ def with_peak_growth(call: Callable[[], Result]) -> tuple[Result, int | None]:
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        before = _status("VmRSS")
+        before = status_bytes(_STATUS, "VmRSS")
     except (AttributeError, OSError):
         return call(), None
     result = call()
-    return result, max(0, _status("VmHWM") - before)
+    return result, max(0, status_bytes(_STATUS, "VmHWM") - before)
 
 
 class BusyElsewhere:
@@ -144,22 +159,3 @@ def _others_seconds() -> float | None:
             ticks += user + nice + system + irq + soft_irq + steal
     own = os.times()
     return ticks / os.sysconf("SC_CLK_TCK") - own.user - own.system
-
-
-def available_memory() -> int:
-    """Bytes that a process can still take without swapping."""
-    try:
-        return _kilobytes(Path("/proc/meminfo"), "MemAvailable")
-    except OSError:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def _status(name: str) -> int:
-    return _kilobytes(Path("/proc/self/status"), name)
-
-
-def _kilobytes(path: Path, name: str) -> int:
-    for line in path.read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"{path} has no {name}")

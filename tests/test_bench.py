@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from brainfast import _C, bench, forms, timing
+from brainfast.bench import compare, readout
+from brainfast.bench.check import response_judge
 from brainfast.errors import BrainfastError
 from brainfast.forms import Form
 
@@ -29,7 +31,7 @@ def built(case, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports")
     return [
         *forms.brainfast_forms(case.head),
-        forms.torch_cell_form(case.head),
+        *forms.torch_cell_forms(case.head),
         forms.onnx_cell_form(case.head, folder, 1),
         forms.torch_listing1_form(case.head),
         forms.onnx_listing1_form(case.head, folder, 1, 5),
@@ -78,9 +80,9 @@ def readout_by_hand(case, tokens):
 def test_twin_in_chunks_is_the_readout_by_hand(case, monkeypatch):
     tokens = case.tokens(2)
     expected = readout_by_hand(case, tokens)
-    np.testing.assert_allclose(bench.twin(case, tokens), expected, rtol=1e-10, atol=1e-12)
-    monkeypatch.setattr(bench, "_TWIN_BYTES", 8 * tokens.global_.size * 7)
-    np.testing.assert_allclose(bench.twin(case, tokens), expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(readout.twin(case.head, tokens), expected, rtol=1e-10, atol=1e-12)
+    monkeypatch.setattr(readout, "_TWIN_BYTES", 8 * 5 * 2 * 3 * 7)
+    np.testing.assert_allclose(readout.twin(case.head, tokens), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_every_variant_of_every_form_agrees_with_the_readout_by_hand(case, built):
@@ -89,7 +91,7 @@ def test_every_variant_of_every_form_agrees_with_the_readout_by_hand(case, built
         expected = readout_by_hand(case, tokens)
         spread = (expected - case.head.bias).std()
         for form in built:
-            bar = {"bf16": 2e-2, "bf16x3": 1e-4}.get(form.precision, 1e-5)
+            bar = {"bf16": 5e-2, "bf16x3": 1e-4}.get(form.precision, 1e-5)
             for name, variant in form.variants.items():
                 found = variant(tokens.local, tokens.global_)
                 assert found.dtype == np.float32
@@ -133,6 +135,7 @@ def test_table_has_every_form_at_every_batch(table):
         ("compiled head", "brainfast", "bf16"),
         ("compiled head", "brainfast", "bf16x3"),
         ("cell form", "PyTorch", "fp32"),
+        ("cell form", "PyTorch", "bf16"),
         ("cell form", "ONNX Runtime", "fp32"),
         ("Listing 1", "PyTorch", "fp32"),
         ("Listing 1", "ONNX Runtime", "fp32"),
@@ -141,7 +144,7 @@ def test_table_has_every_form_at_every_batch(table):
     for row in table.rows:
         assert row.rounds == 3
         assert 0 < row.best_ms <= row.median_ms <= row.p99_ms
-        bar = {"bf16": 3e-2, "bf16x3": 1e-4}.get(row.precision, 1e-5)
+        bar = {"bf16": 5e-2, "bf16x3": 1e-4}.get(row.precision, 1e-5)
         assert row.rms_error <= row.max_error < bar
         assert row.rms_error > 0
     assert [row.ratio for row in table.rows if row.library == "brainfast"][::3] == [1.0, 1.0]
@@ -186,9 +189,9 @@ def test_a_wrong_form_is_refused_before_it_is_timed(case, monkeypatch, wrong):
         return result
 
     form = Form("cell form", "PyTorch", "fp32", {"right": right, "wrong": call})
-    monkeypatch.setattr(forms, "torch_cell_form", lambda head: form)
+    monkeypatch.setattr(forms, "torch_cell_forms", lambda head: [form])
     monkeypatch.setattr(forms, "onnx_cell_form", lambda *rest: form)
-    monkeypatch.setattr(bench, "interleave", lambda *rest, **more: pytest.fail("was timed"))
+    monkeypatch.setattr(compare, "interleave", lambda *rest, **more: pytest.fail("was timed"))
     with pytest.raises(BrainfastError, match=r"cell form, PyTorch fp32: expected .*, got"):
         bench.bench_readout(case, batches=(2,), include_listing1=False, threads=1, progress=False)
 
@@ -197,13 +200,14 @@ def test_bf16_has_a_bar_of_its_own():
     expected = np.random.default_rng(0).standard_normal((4, 50))
     bias = np.zeros(50, dtype=np.float32)
     off = (expected * 1.002).astype(np.float32)
-    rms, largest = bench.check(Form("f", "l", "bf16", {}), off, expected, bias)
-    assert rms == pytest.approx(0.002, rel=0.05)
-    assert largest > rms
+    judge = response_judge(expected, bias)
+    errors = judge(Form("f", "l", "bf16", {}), off)
+    assert errors.rms == pytest.approx(0.002, rel=0.05)
+    assert errors.max > errors.rms
     with pytest.raises(BrainfastError, match="max error"):
-        bench.check(Form("f", "l", "fp32", {}), off, expected, bias)
+        judge(Form("f", "l", "fp32", {}), off)
     with pytest.raises(BrainfastError, match="rms error"):
-        bench.check(Form("f", "l", "bf16", {}), off * np.float32(1.01), expected, bias)
+        judge(Form("f", "l", "bf16", {}), off * np.float32(1.01))
 
 
 def test_error_is_measured_against_the_response_without_its_bias():
@@ -211,13 +215,13 @@ def test_error_is_measured_against_the_response_without_its_bias():
     bias = np.array([0.0, 100.0], dtype=np.float32)
     found = (expected + 1e-3).astype(np.float32)
     form = Form("f", "l", "bf16", {})
-    assert bench.check(form, found, expected, bias)[0] == pytest.approx(2e-3, rel=0.02)
+    assert response_judge(expected, bias)(form, found).rms == pytest.approx(2e-3, rel=0.02)
 
 
 def test_listing1_that_does_not_fit_is_a_row_with_the_reason(case, quick, monkeypatch):
     needed = 4 * 5 * 300 * 3 * 20
     assert forms.listing1_bytes(case.head, 1) == needed
-    monkeypatch.setattr(bench, "available_memory", lambda: 2 * needed)
+    monkeypatch.setattr(readout, "available_memory", lambda: 2 * needed)
     table = quick(case, batches=(1, 2), rounds=1)
     listing1 = [row for row in table.rows if row.form == "Listing 1"]
     assert [row.median_ms is None for row in listing1] == [False, False, True, True]
@@ -257,6 +261,35 @@ def test_a_slow_call_sits_out_rounds():
     assert ran.count("slow") == 1 + 4  # never primed
     np.testing.assert_allclose(seconds["slow"][timed], 2.5)
     np.testing.assert_allclose(seconds["quick"], 0.05)
+
+
+def test_known_seconds_spare_the_first_run_and_a_very_slow_call_runs_twice():
+    now, ran = [0.0], []
+
+    def run():
+        ran.append(now[0])
+        now[0] += 9.0
+
+    seconds = timing.interleave(
+        {"slow": run}, 10, known={"slow": 9.0}, budget_s=10.0, clock=lambda: now[0]
+    )
+    assert len(ran) == np.isfinite(seconds["slow"]).sum() == 2
+
+
+def test_ratios_compare_equal_precision_round_by_round(table):
+    titles = {(row.form, row.library, row.precision): row for row in table.rows if row.batch == 1}
+    ours = {row.precision: row for key, row in titles.items() if key[1] == "brainfast"}
+    for (_, library, precision), row in titles.items():
+        measure = ours["fp32" if library == "brainfast" else precision]
+        assert row.yardstick == f"compiled head, brainfast {measure.precision}"
+        assert row.ratio == pytest.approx(row.best_ms / measure.best_ms)
+        assert row.round_ratio > 0
+    assert ours["fp32"].round_ratio == 1.0
+
+
+def test_a_form_with_a_problem_is_a_row_with_a_note():
+    row = compare.first_row(Form("f", "l", "fp32", {}, problem="does not compile"), 3)
+    assert (row.note, row.batch, row.best_ms) == ("does not compile", 3, None)
 
 
 def test_threads_are_restored_after_an_error():
