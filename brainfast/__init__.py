@@ -21,17 +21,37 @@ if TYPE_CHECKING:
     from .encoder import Encoder, load
     from .engine import Engine
     from .errors import BrainfastError
+    from .group_encoder import GroupEncoder
+    from .group_engine import GroupEngine
     from .response import Response
     from .training.fit import fit
+    from .training.group_fit import fit_group
+    from .training.new_subject import add_subject
 
-__all__ = ["BrainfastError", "Encoder", "Engine", "Response", "data", "fit", "load"]
+__all__ = [
+    "BrainfastError",
+    "Encoder",
+    "Engine",
+    "GroupEncoder",
+    "GroupEngine",
+    "Response",
+    "add_subject",
+    "data",
+    "fit",
+    "fit_group",
+    "load",
+]
 
 _HOME = {
     "BrainfastError": "errors",
     "Encoder": "encoder",
     "Engine": "engine",
+    "GroupEncoder": "group_encoder",
+    "GroupEngine": "group_engine",
     "Response": "response",
+    "add_subject": "training",
     "fit": "training",
+    "fit_group": "training",
     "load": "encoder",
 }
 

@@ -52,8 +52,19 @@ class HeadCard(_Strict):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+class BlobHeadCard(_Strict):
+    """How the folded arrays of BlobGPT are to be read, and the options it was trained with."""
+
+    grids: tuple[tuple[Side, Side], ...]
+    class_token: bool
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
 class SpaceCard(_Strict):
-    """The vertices that the model answers for; their indices lie in `vertices.safetensors`."""
+    """The vertices that the model answers for; their indices lie in `vertices.safetensors`.
+
+    surface and coordinates_hash: of the positions that a topographic model depends on.
+    """
 
     name: str
     subject: str | None
@@ -61,18 +72,19 @@ class SpaceCard(_Strict):
     rois: tuple[str, ...]
     hash: str
     rois_hash: str
-    surface: str
-    coordinates_hash: str
+    surface: str | None = None
+    coordinates_hash: str | None = None
     visual_angle_deg: float | None = None
 
 
 class TrainingCard(_Strict):
-    """The recipe, the data and the moment of training."""
+    """The recipe, the data and the moment of training. data: how a group's split was made."""
 
     recipe: dict[str, Any]
     split_hash: str
     split_hashes: dict[str, str]
     images: dict[str, int]
+    data: dict[str, Any] = Field(default_factory=dict)
     seed: int
     steps: int
     best_step: int
@@ -86,6 +98,7 @@ class ScoreCard(_Strict):
     split: str
     split_hash: str
     images: int
+    subject: str | None = None
     r2_mean: float | None
     r2_median: float | None
     r_mean: float | None
@@ -102,20 +115,25 @@ class ParityCard(_Strict):
     precision: str
     trunk_precision: str
     images: int
+    subject: str | None = None
     max_error: float
     rms_error: float
     r2_change: float | None = None
 
 
 class Card(_Strict):
-    """`config.json` of a model folder."""
+    """`config.json` of a model folder.
+
+    space: all vertices of the model; subjects: those of every subject, where it has several.
+    """
 
     format_version: Literal[1] = 1
     model: str
     brainfast_version: str
     trunk: TrunkConfig
-    head: HeadCard
+    head: HeadCard | BlobHeadCard
     space: SpaceCard
+    subjects: dict[str, SpaceCard] = Field(default_factory=dict)
     training: TrainingCard | None = None
     scores: tuple[ScoreCard, ...] = ()
     parity: tuple[ParityCard, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -64,15 +64,19 @@ class HeadPrecision(StrEnum):
 
 
 class RuntimeName(StrEnum):
-    """What runs the trunk."""
+    """What runs the trunk; "compile" compiles for about half a minute first."""
 
     auto = "auto"
     torch = "torch"
+    compile = "compile"
     onnx = "onnx"
 
 
 ModelFolder = Annotated[Path, typer.Argument(help="Model folder, as `train` writes it.")]
-DataFolder = Annotated[Path, typer.Argument(help="Algonauts 2023 subject folder, e.g. subj01.")]
+DataFolders = Annotated[
+    list[Path], typer.Argument(help="Algonauts 2023 subject folders, e.g. subj01.")
+]
+PartOption = Annotated[Part, typer.Option("--split", help="Which images.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
 Ncsnr = Annotated[
     Path | None, typer.Option(help="Folder with {lh,rh}.ncsnr files: gives noise ceilings.")
@@ -86,6 +90,47 @@ Coordinates = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
+def open_data(
+    folder: Path,
+    surface: Surface,
+    coordinates: str | None,
+    ncsnr: Path | None,
+    groups: Path | None,
+    seed: int,
+) -> Any:
+    """One subject's Algonauts folder."""
+    from .data import Algonauts
+
+    return Algonauts(
+        folder,
+        ncsnr=ncsnr,
+        groups=groups,
+        seed=seed,
+        surface=surface.value,
+        coordinates=coordinates,
+    )
+
+
+def open_group(
+    folders: list[Path], options: dict[str, Any], *, ncsnr: Path | None, groups: Path | None
+) -> Any:
+    """Several subjects' folders as one Group. `ncsnr`: a folder with one of each subject's name."""
+    from .data import Group
+
+    subjects = [
+        open_data(
+            folder,
+            Surface.inflated,
+            None,
+            None if ncsnr is None else ncsnr / folder.resolve().name,
+            groups,
+            options["seed"],
+        )
+        for folder in folders
+    ]
+    return Group(subjects, **options)
+
+
 def numbers(name: str, text: str | None) -> tuple[int, ...] | None:
     """Whole numbers between commas."""
     if text is None:
@@ -96,6 +141,11 @@ def numbers(name: str, text: str | None) -> tuple[int, ...] | None:
         raise BrainfastError(
             name, expected="whole numbers between commas, such as 0,2,4", got=repr(text)
         ) from error
+
+
+def names(text: str | None) -> list[str] | None:
+    """Names between commas."""
+    return [name.strip() for name in text.split(",")] if text else None
 
 
 def image_paths(arguments: list[Path]) -> list[Path]:
@@ -130,9 +180,16 @@ def check_outputs(out: Path, paths: list[Path]) -> None:
         )
 
 
-def scores_folder(model: Path, split: str) -> Path:
-    """Where `evaluate` kept the scores of a split."""
-    folder = model / "scores" / split
+def check_submission(path: Path) -> None:
+    """Refuse, before any work, a name that the challenge does not take."""
+    if path.suffix != ".zip":
+        raise BrainfastError("--submission", expected="a path that ends in .zip", got=path.name)
+    check_writable(path.resolve().parent)
+
+
+def scores_folder(model: Path, split: str, subject: str | None = None) -> Path:
+    """Where `evaluate` kept the scores of a split, of one subject where the model has several."""
+    folder = model / "scores" / split / (subject or "")
     if not (folder / "scores.json").is_file():
         raise BrainfastError(
             str(folder),

@@ -179,7 +179,7 @@ def _compile(
     encoder: Encoder, data: Algonauts, folder: Path
 ) -> tuple[Encoder, Engine, list[ParityCard]]:
     encoder.save(folder, onnx=True)
-    again = load(folder)
+    again = Encoder.load(folder)
     images = data.heldout.images[:4]
     expected = again.twin(images)
     engine = again.compile()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -13,14 +11,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from tqdm import tqdm
 
-from .analysis.scores import ScoreAccumulator, Scores
-from .card import CARD_FILE, Card, HeadCard, ParityCard, ScoreCard, SpaceCard, TrainingCard
+from .analysis.scores import Scores
+from .card import CARD_FILE, Card, HeadCard, ParityCard, ScoreCard, TrainingCard
 from .data.splits import Split
+from .encoder_parts import (
+    GOLDEN_VERTICES,
+    MODEL_FILE,
+    check_split,
+    compile_trunk,
+    golden_images,
+    model_hash,
+    score_card,
+    score_split,
+    space_card,
+)
 from .engine import (
-    FOLDED_FILE,
     ONNX_FILE,
     TRUNK_FILE,
     VERTICES_FILE,
@@ -31,16 +37,14 @@ from .errors import BrainfastError
 from .files import atomic_folder, hash_arrays, load_tensors, save_tensors
 from .folded import FoldedFactorTopy, Precision
 from .golden import Golden
-from .images import as_images
+from .group_encoder import GroupEncoder
+from .heads import FOLDED_FILE
 from .models.registry import model_class
 from .parity import compare, twin
 from .response import Response
-from .runtimes import OnnxRuntime, TorchRuntime, TrunkRuntime, export_trunk
+from .trunk_export import export_trunk
 from .trunks import Trunk
 from .vertex_space import Selection, VertexSpace
-
-MODEL_FILE = "model.safetensors"
-GOLDEN_VERTICES = 64
 
 
 @dataclass
@@ -97,9 +101,19 @@ class Encoder:
                 pool_space=folded.pool_space,
                 options=head.config.model_dump(mode="json"),
             ),
-            space=_space_card(data.space, head, data.visual_angle_deg),
+            space=space_card(
+                data.space,
+                visual_angle_deg=data.visual_angle_deg,
+                surface=head.config.surface,
+                coordinates_hash=_coordinates_hash(head.coordinates),
+            ),
             training=training,
-            model_hash=_model_hash(folded, trunk, data.space),
+            model_hash=model_hash(
+                folded.arrays(),
+                trunk,
+                data.space,
+                [folded.grid, folded.samples, folded.pool_space],
+            ),
         )
         golden = _make_golden(trunk, head, golden_images)
         return cls(trunk, head, data.space, card, golden, history)
@@ -114,29 +128,11 @@ class Encoder:
 
         A split of another vertex space, or without responses, is a BrainfastError.
         """
-        if split.responses is None:
-            raise BrainfastError(
-                f"the {split.name} split",
-                expected="measured responses",
-                got="none",
-                remedy="evaluate the heldout split, or add the organisers' files",
-            )
-        self._check_split(split)
-        accumulator, start = ScoreAccumulator(), 0
-        bar = tqdm(total=len(split.images), desc="scoring", unit="image", disable=not progress)
-        with bar:
-            for predicted in self._predict(split.images, batch_size):
-                stop = start + len(predicted)
-                accumulator.update(predicted, split.responses[np.arange(start, stop)])
-                bar.update(stop - start)
-                start = stop
-        scores = accumulator.scores(
-            split.ceiling,
-            reason=split.ceiling_reason,
-            split_hash=split.hash,
-            model_hash=self.card.model_hash,
-        )
-        self._record(_score_card(split.name, scores))
+        known = self.card.training.split_hashes if self.card.training else {}
+        check_split(split, self.space, known.get(split.name, split.hash))
+        predicted = self._predict(split.images, batch_size)
+        scores = score_split(predicted, split, self.card.model_hash, progress=progress)
+        self._record(score_card(split.name, scores))
         return scores
 
     def fold(self) -> FoldedFactorTopy:
@@ -151,16 +147,17 @@ class Encoder:
         precision: Precision = "fp32",
         trunk_precision: Literal["fp32", "bf16"] = "fp32",
         vertices: Selection = None,
-        runtime: Literal["torch", "onnx"] = "torch",
+        runtime: Literal["torch", "compile", "onnx"] = "torch",
         folder: str | Path | None = None,
         threads: int | None = None,
     ) -> Engine:
         """Fold the head, pack its weights, open the trunk runtime and check the golden responses.
 
         device: of the trunk, "auto" takes a GPU where there is one. vertices: region names,
-        indices or a mask. runtime="onnx" writes `trunk.onnx` into `folder`, where it is not yet.
+        indices or a mask. runtime="onnx" writes `trunk.onnx` into `folder`, where it is not yet;
+        "compile" takes half a minute and a C++ compiler, see `CompiledRuntime`.
         """
-        opened = self._open_runtime(runtime, device, trunk_precision, folder, threads)
+        opened = compile_trunk(self.trunk, runtime, device, trunk_precision, folder, threads)
         head = self.fold().with_precision(precision)
         self.golden.check(opened, head, self.card.trunk.preprocessing)
         return Engine(opened, head, self.space, self.card).take(vertices)
@@ -170,19 +167,28 @@ class Encoder:
         return twin(self.trunk, self.head, images)
 
     def parity(
-        self, engine: Engine, images: Any, expected: NDArray[np.float64] | None = None
+        self,
+        engine: Engine,
+        images: Any,
+        expected: NDArray[np.float64] | None = None,
+        measured: NDArray[np.float32] | None = None,  # [B,V]
     ) -> ParityCard:
         """Compare an engine with the float64 twin on some images, and put the result in the card.
 
         Errors are in standard deviations of the twin's response, over the vertices that the engine
-        has. expected: what `twin` gave for these images, where it is known already.
+        has. expected: what `twin` gave for these images, where it is known already. measured: their
+        measured responses; the card then holds the largest change of a vertex's R2.
         """
         expected = self.twin(images) if expected is None else expected
-        card = compare(expected, self.space, engine, images)
+        card = compare(expected, self.space, engine, images, measured)
+        self.keep_parity(card)
+        return card
+
+    def keep_parity(self, card: ParityCard) -> None:
+        """Put a measured parity in the card, in place of an older one of the same form."""
         key = (card.form, card.precision, card.trunk_precision)
         others = [p for p in self.card.parity if (p.form, p.precision, p.trunk_precision) != key]
         self.card = self.card.model_copy(update={"parity": (*others, card)})
-        return card
 
     def save(self, folder: str | Path, *, onnx: bool = False) -> Path:
         """Write the model folder, whole or not at all; an older model of that name is replaced.
@@ -232,118 +238,30 @@ class Encoder:
             ) from error
         return cls(trunk, head, space, card, Golden.load(folder))
 
-    def _open_runtime(
-        self,
-        runtime: str,
-        device: str,
-        precision: Literal["fp32", "bf16"],
-        folder: str | Path | None,
-        threads: int | None,
-    ) -> TrunkRuntime:
-        if runtime == "torch":
-            return TorchRuntime(self.trunk, precision=precision, device=device)
-        if runtime != "onnx":
-            raise BrainfastError("runtime", expected="torch or onnx", got=repr(runtime))
-        if folder is None or precision != "fp32" or device not in ("auto", "cpu"):
-            raise BrainfastError(
-                "runtime onnx",
-                expected="a folder for trunk.onnx, trunk_precision fp32, the CPU",
-                got=f"folder {folder}, {precision} on {device}",
-                remedy="use runtime='torch'",
-            )
-        path = Path(folder) / ONNX_FILE
-        if not path.is_file():
-            export_trunk(self.trunk, path)
-        config = self.card.trunk
-        return OnnxRuntime(path, config.layers, threads=threads, weights_hash=config.weights_hash)
-
     @torch.no_grad()
     def _predict(self, images: Any, batch_size: int) -> Iterator[NDArray[np.float32]]:
         selectors = self.head.selectors()
         for tokens in self.trunk.features(images, batch_size):
             yield self.head.respond(tokens, selectors).cpu().numpy()
 
-    def _check_split(self, split: Split) -> None:
-        """Refuse another subject's images, and a split that holds images trained on."""
-        mine, other = self.space.subject, split.space.subject
-        if split.space != self.space or (None not in (mine, other) and mine != other):
-            raise BrainfastError(
-                f"the {split.name} split",
-                expected=f"the {self.space.V} vertices of {mine}, which the model was trained on",
-                got=f"{split.space.V} vertices of {other}",
-                remedy="a model answers for the vertices of one subject",
-            )
-        known = self.card.training.split_hashes if self.card.training else {}
-        if known.get(split.name, split.hash) != split.hash:
-            raise BrainfastError(
-                f"the {split.name} split",
-                expected="the split that the model was trained with",
-                got="another one, so that training images could be scored",
-                remedy="give the same images, groups and seed as in training",
-            )
-
     def _record(self, card: ScoreCard) -> None:
         others = [old for old in self.card.scores if old.split != card.split]
         self.card = self.card.model_copy(update={"scores": (*others, card)})
-
-
-def _space_card(space: VertexSpace, head: Any, visual_angle_deg: float | None) -> SpaceCard:
-    _, about = space.to_arrays()
-    return SpaceCard(
-        vertices=space.V,
-        surface=head.config.surface,
-        coordinates_hash=_coordinates_hash(head.coordinates),
-        visual_angle_deg=visual_angle_deg,
-        **about,
-    )
 
 
 def _coordinates_hash(coordinates: torch.Tensor) -> str:  # [V,3]
     return hash_arrays({"coordinates": coordinates.cpu().numpy()})
 
 
-def _model_hash(folded: FoldedFactorTopy, trunk: Trunk, space: VertexSpace) -> str:
-    """SHA-256 over all that a response depends on."""
-    rest: list[Any] = [
-        trunk.config.weights_hash,
-        trunk.preprocessing.model_dump(mode="json"),
-        space.hash(),
-    ]
-    rest += [folded.grid, folded.samples, folded.pool_space]
-    return hash_arrays(folded.arrays() | {json.dumps(rest): np.zeros(0)})
-
-
 def _make_golden(trunk: Trunk, head: Any, images: Sequence[Any]) -> Golden:
-    height, width = trunk.preprocessing.size
-    small = [
-        np.asarray(Image.fromarray(image).resize((width, height)))
-        for image in as_images(list(images))
-    ]
+    small = golden_images(trunk, images)
     vertices = np.unique(np.linspace(0, head.V - 1, GOLDEN_VERTICES).astype(np.int64))
-    response = twin(trunk, head, small, vertices).astype(np.float32)
-    return Golden(np.stack(small), vertices, response)
+    response = twin(trunk, head, list(small), vertices).astype(np.float32)
+    return Golden(small, vertices, response)
 
 
-def _score_card(split: str, scores: Scores) -> ScoreCard:
-    summary = scores.summary()
-
-    def known(name: str) -> float | None:
-        return summary[name] if math.isfinite(summary[name]) else None
-
-    return ScoreCard(
-        split=split,
-        split_hash=scores.split_hash,
-        images=scores.n,
-        r2_mean=known("r2_mean"),
-        r2_median=known("r2_median"),
-        r_mean=known("r_mean"),
-        challenge_mean=known("normalised_mean"),
-        challenge_median=known("normalised_median"),
-        ceiling_mean=known("ceiling_mean"),
-        reason=scores.reason,
-    )
-
-
-def load(folder: str | Path) -> Encoder:
-    """Read a model folder, see `Encoder.load`."""
+def load(folder: str | Path) -> Encoder | GroupEncoder:
+    """Read a model folder: of one subject, or of several."""
+    if Card.read(Path(folder)).subjects:
+        return GroupEncoder.load(folder)
     return Encoder.load(folder)

@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 from .card import Card
 from .errors import BrainfastError
 from .files import load_tensors
-from .folded import FoldedFactorTopy, Precision, Template
+from .folded import Precision
+from .folded_blobgpt import GROUP
 from .golden import Golden
+from .heads import FoldedHead, read_head, read_heads
 from .images import as_sequence, iter_pixels
 from .response import Response
-from .runtimes import OnnxRuntime, TorchRuntime, TrunkRuntime
+from .runtimes import OnnxRuntime, TrunkRuntime, open_trunk
 from .tokens import Tokens
 from .vertex_space import Selection, VertexSpace
 
-FOLDED_FILE = "folded.safetensors"
 VERTICES_FILE = "vertices.safetensors"
 TRUNK_FILE = "trunk.safetensors"
 ONNX_FILE = "trunk.onnx"
@@ -33,7 +34,7 @@ class Engine:
     """
 
     def __init__(
-        self, runtime: TrunkRuntime, head: FoldedFactorTopy, space: VertexSpace, card: Card
+        self, runtime: TrunkRuntime, head: FoldedHead, space: VertexSpace, card: Card
     ) -> None:
         if head.V != space.V:
             raise BrainfastError(
@@ -46,25 +47,33 @@ class Engine:
         cls,
         folder: str | Path,
         *,
-        runtime: Literal["auto", "torch", "onnx"] = "auto",
+        runtime: Literal["auto", "torch", "compile", "onnx"] = "auto",
         device: str = "auto",
         precision: Precision = "fp32",
         trunk_precision: Literal["fp32", "bf16"] = "fp32",
         vertices: Selection = None,
+        subject: str | None = None,
         threads: int | None = None,
     ) -> Engine:
         """Load a model folder and check it against its golden responses.
 
+        subject: whose responses, where the model has several; "group" leaves the subject out.
+
         runtime="onnx" needs `trunk.onnx` in the folder and no torch; "auto" takes it where it lies
-        in the folder and the trunk is asked for in fp32 on the CPU, else torch. vertices: region
-        names, indices or a mask. A GPU is used with runtime="torch" only.
+        in the folder and the trunk is asked for in fp32 on the CPU, else torch. "compile" takes
+        half a minute and a C++ compiler, see `CompiledRuntime`. vertices: region names, indices or
+        a mask. A GPU is used with runtime="torch" only.
         """
         folder = Path(folder)
         card = Card.read(folder)
-        space = read_space(folder, card)
-        head = read_head(folder, card).with_precision(precision)
+        space = read_space(folder, card, subject)
+        head: FoldedHead = (
+            read_head(folder, card)
+            if subject is None
+            else read_heads(folder, card, [subject])[subject]
+        ).with_precision(precision)
         trunk = open_runtime(folder, card, runtime, device, trunk_precision, threads)
-        Golden.load(folder).check(trunk, head, card.trunk.preprocessing)
+        Golden.load(folder, subject).check(trunk, head, card.trunk.preprocessing)
         return cls(trunk, head, space, card).take(vertices)
 
     def take(self, vertices: Selection) -> Engine:
@@ -98,8 +107,8 @@ class Engine:
         parts = [self.head.contributions(t, by) for t in self._tokens(images, batch_size)]
         return np.concatenate(parts)
 
-    def template(self, weights: NDArray[np.float32]) -> Template:
-        """Fold objectives [O,V] on the response onto the tokens, see `Template`."""
+    def template(self, weights: NDArray[np.float32]) -> Any:
+        """Fold objectives [O,V] on the response onto the tokens, see `folded.Template`."""
         return self.head.template(weights)
 
     def warm_up(self) -> None:
@@ -119,40 +128,24 @@ class Engine:
         )
 
 
-def read_space(folder: Path, card: Card) -> VertexSpace:
-    """The vertex space of a model folder, checked against its card."""
+def read_space(folder: Path, card: Card, subject: str | None = None) -> VertexSpace:
+    """The vertex space of a model folder, or of one of its subjects, checked against its card."""
     path = folder / VERTICES_FILE
-    arrays = load_tensors(path)
-    arrays.pop("coordinates", None)
-    about = {
-        "name": card.space.name,
-        "subject": card.space.subject,
-        "rois": card.space.rois,
-        "hash": card.space.hash,
-        "rois_hash": card.space.rois_hash,
+    own = subject not in (None, GROUP)
+    if own and subject not in card.subjects:
+        known = ", ".join((*card.subjects, GROUP)) if card.subjects else "no subject at all"
+        raise BrainfastError("subject", expected=f"one of {known}", got=repr(subject))
+    prefix = f"{subject}." if own else ""
+    arrays = {
+        name.removeprefix(prefix): array
+        for name, array in load_tensors(path, lambda name: name.startswith(prefix)).items()
+        if own or "." not in name
     }
-    return VertexSpace.from_arrays(arrays, about)
-
-
-def read_head(folder: Path, card: Card) -> FoldedFactorTopy:
-    """The folded head of a model folder, checked against its card."""
-    path = folder / FOLDED_FILE
-    head = FoldedFactorTopy.from_arrays(
-        load_tensors(path),
-        name=str(path),
-        layers=card.trunk.layers,
-        grid=card.head.grid,
-        samples=card.head.samples,
-        pool_space=card.head.pool_space,
+    arrays.pop("coordinates", None)
+    about = card.subjects[subject] if own and subject else card.space
+    return VertexSpace.from_arrays(
+        arrays, about.model_dump(include={"name", "subject", "rois", "hash", "rois_hash"})
     )
-    if card.space.vertices != head.V or head.channels != card.trunk.channels:
-        raise BrainfastError(
-            str(path),
-            expected=f"{card.space.vertices} vertices and channels {card.trunk.channels}",
-            got=f"{head.V} and {head.channels}",
-            remedy="the file belongs to another model; copy the whole folder again",
-        )
-    return head
 
 
 def open_runtime(
@@ -164,8 +157,8 @@ def open_runtime(
     threads: int | None,
 ) -> TrunkRuntime:
     """The trunk runtime that was asked for; what is missing for it is a BrainfastError."""
-    if runtime not in ("auto", "torch", "onnx"):
-        raise BrainfastError("runtime", expected="auto, torch or onnx", got=repr(runtime))
+    if runtime not in ("auto", "torch", "compile", "onnx"):
+        raise BrainfastError("runtime", expected="auto, torch, compile or onnx", got=repr(runtime))
     onnx = folder / ONNX_FILE
     fits = precision == "fp32" and device in ("auto", "cpu")
     if runtime == "onnx" or (runtime == "auto" and fits and onnx.is_file()):
@@ -190,11 +183,11 @@ def open_runtime(
         from .trunks import Trunk
     except ImportError as error:
         raise BrainfastError(
-            "runtime torch",
+            f"runtime {runtime}",
             expected="torch and timm",
             got=str(error),
             remedy="install them, or save the encoder with onnx=True",
         ) from error
     weights = folder / TRUNK_FILE
     trunk = Trunk.from_config(card.trunk, weights=weights if weights.is_file() else None)
-    return TorchRuntime(trunk, precision=precision, device=device)
+    return open_trunk(trunk, runtime, precision, device)

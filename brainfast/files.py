@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -145,8 +145,10 @@ def save_tensors(
     write_bytes(path, serialise_tensors(contiguous, dict(metadata) if metadata else None))
 
 
-def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Read every array of a safetensors file.
+def load_tensors(
+    path: str | Path, wanted: Callable[[str], bool] | None = None
+) -> dict[str, np.ndarray]:
+    """Read the arrays of a safetensors file; `wanted`, where given, says by name which.
 
     The header is checked against the file's size before anything is allocated, so a truncated or
     hostile file is a BrainfastError. Numeric types that numpy knows are read; bfloat16 is not.
@@ -155,7 +157,7 @@ def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
     file_size(path)
     try:
         with safe_open(path, framework="numpy") as file:
-            names = list(file.keys())
+            names = list(filter(wanted, file.keys()))
             # Other types would be read or refused depending on what else is imported.
             foreign = {file.get_slice(name).get_dtype() for name in names} - NUMPY_TYPES
             if foreign:

@@ -85,7 +85,7 @@ class FoldedFactorTopy:
     kind = "factortopy"
 
     def __post_init__(self) -> None:
-        _check_precision(self.precision)
+        check_precision(self.precision)
         _check_shapes(self)
         parameters = (self.space, self.layer, self.scale, self.weight, self.bias)
         plan = _C.FactorReadoutPlan(*parameters, *self.readout_grid, precision=self.precision)
@@ -218,7 +218,7 @@ class FoldedFactorTopy:
                 remedy="save the encoder again",
             )
         for key in wanted:
-            _check_array(f"{name}: {key}", arrays[key])
+            check_array(f"{name}: {key}", arrays[key])
         local, global_ = (
             tuple(arrays[f"bottleneck.{scale}.{layer}"] for layer in layers) for scale in _SCALES
         )
@@ -282,14 +282,16 @@ _VERTEX_ARRAYS = ("space", "layer", "scale", "weight", "bias")
 _SCALES = ("local", "global")
 
 
-def _check_precision(precision: str) -> None:
+def check_precision(precision: str) -> None:
+    """A precision that no head has is a BrainfastError."""
     if precision not in PRECISIONS:
         raise BrainfastError(
             "precision", expected=" or ".join(map(repr, PRECISIONS)), got=repr(precision)
         )
 
 
-def _check_array(name: str, array: np.ndarray) -> None:
+def check_array(name: str, array: np.ndarray) -> None:
+    """An array that is not float32, or holds what is not finite, is a BrainfastError."""
     if array.dtype != np.float32:
         raise BrainfastError(name, expected="float32", got=str(array.dtype))
     if not np.isfinite(array).all():

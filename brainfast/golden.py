@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from .errors import BrainfastError
 from .files import load_tensors, save_tensors
-from .folded import FoldedFactorTopy
+from .heads import FoldedHead
 from .images import Preprocessing, preprocess
 from .runtimes import TrunkRuntime
 
@@ -54,27 +55,35 @@ class Golden:
 
     def save(self, folder: Path) -> None:
         """Write `golden.safetensors` into `folder`."""
-        tensors: dict[str, NDArray[Any]] = {
-            "images": self.images,
-            "vertices": self.vertices,
-            "response": self.response,
-        }
+        save_tensors(folder / GOLDEN_FILE, {"images": self.images} | self._answers(""))
+
+    @staticmethod
+    def save_subjects(folder: Path, goldens: Mapping[str, Golden]) -> None:
+        """Write `golden.safetensors` of several subjects, who all saw the same images."""
+        tensors: dict[str, NDArray[Any]] = {}
+        for subject, golden in goldens.items():
+            tensors |= {"images": golden.images} | golden._answers(f"{subject}.")
         save_tensors(folder / GOLDEN_FILE, tensors)
 
     @classmethod
-    def load(cls, folder: Path) -> Golden:
-        """Read `golden.safetensors` of a model folder."""
+    def load(cls, folder: Path, subject: str | None = None) -> Golden:
+        """Read `golden.safetensors` of a model folder; of one subject, where it has several."""
         path = folder / GOLDEN_FILE
         tensors = load_tensors(path)
+        prefix = "" if subject is None else f"{subject}."
         try:
-            return cls(tensors["images"], tensors["vertices"], tensors["response"], name=str(path))
+            vertices, response = (tensors[prefix + name] for name in ("vertices", "response"))
+            return cls(tensors["images"], vertices, response, name=str(path))
         except KeyError as error:
             raise BrainfastError(
                 str(path), expected="images, vertices and response", got=f"no {error}"
             ) from error
 
+    def _answers(self, prefix: str) -> dict[str, NDArray[Any]]:
+        return {f"{prefix}vertices": self.vertices, f"{prefix}response": self.response}
+
     def check(
-        self, runtime: TrunkRuntime, head: FoldedFactorTopy, preprocessing: Preprocessing
+        self, runtime: TrunkRuntime, head: FoldedHead, preprocessing: Preprocessing
     ) -> float:
         """Run the images again; gives the largest error in standard deviations of the responses.
 

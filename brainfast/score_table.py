@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+from .analysis.group_scores import group_summary
 from .analysis.scores import Scores
 from .vertex_space import VertexSpace
 
@@ -41,3 +43,23 @@ def _cell(value: Any) -> str:
 
 def _known(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def group_lines(scores: Mapping[str, Scores], spaces: Mapping[str, VertexSpace]) -> list[str]:
+    """The table of every subject, then the medians and means over all of them."""
+    lines = []
+    for subject, found in scores.items():
+        lines += [f"{subject}: {found.n} images", *score_lines(found, spaces[subject]), ""]
+    summary = group_summary(scores)
+    lines.append(f"{len(scores)} subjects: median R2 {_cell(summary['r2_median'])}")
+    if math.isfinite(summary["normalised_mean"]):
+        lines[-1] += f", challenge score {_cell(summary['normalised_mean'])}"
+    return lines
+
+
+def group_values(scores: Mapping[str, Scores], spaces: Mapping[str, VertexSpace]) -> dict[str, Any]:
+    """Every subject's values and those over all of them, for `json.dumps`."""
+    return {
+        "subjects": {name: score_values(found, spaces[name]) for name, found in scores.items()},
+        "summary": {key: _known(value) for key, value in group_summary(scores).items()},
+    }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,17 @@ class Trunk(torch.nn.Module):
         """Where the parameters lie."""
         return next(self.model.parameters()).device
 
+    @property
+    def class_token(self) -> bool:
+        """Whether global tokens are the model's own, and no mean over patches."""
+        return _has_class_token(self.model)
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of every layer's token grid."""
+        shapes = _shapes(self.model, self.config.layers, self.config.size)
+        return tuple((shape[2], shape[3]) for shape in shapes)
+
     def forward(
         self,
         pixels: torch.Tensor,  # [B,3,H,W]
@@ -186,32 +199,55 @@ class Trunk(torch.nn.Module):
 
         The hash is taken anew, so the config of a tuned trunk differs from `self.config`.
         """
-        digest = hash_weights(self.model)
-        metadata = {"format": FORMAT, "name": self.config.name, "weights_hash": digest}
+        config = self.current_config()
+        metadata = {"format": FORMAT, "name": config.name, "weights_hash": config.weights_hash}
         save_tensors(path, parameter_arrays(self.model), metadata)
-        trained = self.config.pretrained and digest == self.config.weights_hash
-        return self.config.model_copy(update={"weights_hash": digest, "pretrained": trained})
+        return config
+
+    def current_config(self) -> TrunkConfig:
+        """The config of the weights as they are now, for a trunk that was tuned."""
+        digest = hash_weights(self.model)
+        published = self.config.pretrained and digest == self.config.weights_hash
+        return self.config.model_copy(update={"weights_hash": digest, "pretrained": published})
 
 
 @contextmanager
 def strict_fp32() -> Iterator[None]:
-    """Inside, float32 products are float32 on every device: no TF32 and no bf16 stand-in."""
-    cudnn: Any = torch.backends.cudnn
-    mkldnn: Any = torch.backends.mkldnn
-    backends: tuple[Any, ...] = (
-        torch.backends.cuda.matmul,
-        cudnn.conv,
-        mkldnn.matmul,
-        mkldnn.conv,
-    )
-    before = [backend.fp32_precision for backend in backends]
+    """Inside, float32 products are float32 on every device: no TF32 and no bf16 stand-in.
+
+    The settings are the whole process's: the first thread in keeps them, the last out restores.
+    """
+    with _STRICT.lock:
+        if _STRICT.inside == 0:
+            _STRICT.before = [backend.fp32_precision for backend in _fp32_backends()]
+            for backend in _fp32_backends():
+                backend.fp32_precision = "ieee"
+        _STRICT.inside += 1
     try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
         yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        with _STRICT.lock:
+            _STRICT.inside -= 1
+            if _STRICT.inside == 0:
+                for backend, precision in zip(_fp32_backends(), _STRICT.before, strict=True):
+                    backend.fp32_precision = precision
+
+
+@dataclass
+class _Strict:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    inside: int = 0
+    before: list[str] = field(default_factory=list)
+
+
+_STRICT = _Strict()
+
+
+def _fp32_backends() -> tuple[Any, ...]:
+    cudnn: Any = torch.backends.cudnn
+    mkldnn: Any = torch.backends.mkldnn
+    # Where only one of cuDNN's two differs, torch.export refuses to work.
+    return (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv)
 
 
 def _working_size(

@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import BrainfastError
+from .blobgpt import BlobGPT, BlobGPTConfig
 from .factortopy import FactorTopy, FactorTopyConfig
+from .llm_vem import LlmVem, LlmVemConfig
 
-MODELS: dict[str, tuple[type[FactorTopy], type[FactorTopyConfig]]] = {
+MODELS: dict[str, tuple[type[Any], type[Any]]] = {
+    "blobgpt": (BlobGPT, BlobGPTConfig),
     "factortopy": (FactorTopy, FactorTopyConfig),
+    "llm-vem": (LlmVem, LlmVemConfig),
 }
 
 
@@ -17,3 +21,8 @@ def model_class(name: str) -> tuple[type[Any], type[Any]]:
     if name not in MODELS:
         raise BrainfastError("model", expected=" or ".join(sorted(MODELS)), got=repr(name))
     return MODELS[name]
+
+
+def has_subjects(name: str) -> bool:
+    """Whether model `name` is one of several subjects, with a map for each."""
+    return issubclass(model_class(name)[0], BlobGPT)

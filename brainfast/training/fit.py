@@ -17,7 +17,7 @@ from ..data.token_cache import TokenCache
 from ..encoder import Encoder
 from ..errors import BrainfastError
 from ..files import hash_arrays
-from ..models.registry import model_class
+from ..models.registry import has_subjects, model_class
 from ..runtimes import torch_device
 from ..trunks import Trunk
 from ..vertex_space import VertexSpace
@@ -65,9 +65,16 @@ def fit(
     same weights as an uninterrupted one. `options` are the model's (for example dim=64) and win
     over the recipe's. Training that diverges is a BrainfastError that names the step.
     """
+    if has_subjects(model):
+        raise BrainfastError(
+            "model",
+            expected="a model of one subject",
+            got=model,
+            remedy="use fit_group, with a brainfast.data.Group",
+        )
     recipe = find_recipe(recipe)
-    make_model, make_config = model_class(model)
-    config = _make_config(make_config, {"surface": data.surface} | recipe.head | options)
+    make_model, config_class = model_class(model)
+    config = make_config(config_class, {"surface": data.surface} | recipe.head | options)
     place = torch_device(device)
     coordinates = data.coordinates  # asked for now, since they may have to be fetched
     if not isinstance(trunk, Trunk):
@@ -123,9 +130,10 @@ def fit(
     )
 
 
-def _make_config(make_config: Any, options: dict[str, Any]) -> Any:
+def make_config(config_class: Any, options: dict[str, Any]) -> Any:
+    """A model's options, checked; one that it does not know is a BrainfastError."""
     try:
-        return make_config(**options)
+        return config_class(**options)
     except ValidationError as error:
         first = error.errors()[0]
         raise BrainfastError(

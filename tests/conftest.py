@@ -1,0 +1,89 @@
+"""Small groups of subjects for the tests of models that have several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from brainfast.data import Arrays, Group
+from brainfast.training import GroupRecipe
+from brainfast.vertex_space import VertexSpace
+
+POOL = 48
+EACH = 28  # images that a subject saw; neighbours share most of theirs
+
+
+def _subject(name: str, first: int) -> Arrays:
+    """Responses that follow the brightness of four quarters of the image, each vertex one mix."""
+    rng = np.random.default_rng(first)
+    images = np.random.default_rng(99).integers(0, 255, (POOL, 32, 32, 3), dtype=np.uint8)
+    images = (images // 4 + np.arange(POOL, dtype=np.uint8)[:, None, None, None] * 3).astype(
+        "uint8"
+    )
+    images[:, :16] = np.roll(images[:, :16], 7, axis=0)
+    shown = images[first : first + EACH]
+    quarters = shown.reshape(EACH, 2, 16, 2, 16, 3).mean(axis=(2, 4, 5)).reshape(EACH, 4)
+    quarters = (quarters - quarters.mean(axis=0)) / quarters.std(axis=0)
+    lh, rh = (np.sort(rng.choice(40, size, replace=False)) for size in (9, 7))
+    masks = {"V1v": np.arange(16) < 5, "FFA-1": np.arange(16) >= 11}
+    responses = quarters @ rng.normal(size=(4, 16)) * 0.5 + 0.1 * rng.normal(size=(EACH, 16))
+    return Arrays(
+        images=shown,
+        responses=responses.astype(np.float32),
+        coordinates=rng.normal(size=(16, 3)),
+        space=VertexSpace("fsaverage5", lh, rh, masks, name),
+        image_ids=[f"image-{index:02d}" for index in range(first, first + EACH)],
+    )
+
+
+@pytest.fixture(scope="session")
+def make_group() -> Callable[..., Group]:
+    """Three subjects of 16 vertices each, who saw 28 of 48 images."""
+
+    def make(**options: Any) -> Group:
+        subjects = {name: _subject(name, first) for name, first in (("a", 0), ("b", 8), ("c", 20))}
+        return Group(subjects, **({"fractions": (0.6, 0.2, 0.2), "seed": 1} | options))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> GroupRecipe:
+    """Six steps of phase 1 on two blocks of a small trunk, with crops and dropout."""
+    return GroupRecipe(
+        name="tiny",
+        batch=8,
+        steps=6,
+        warm_up=2,
+        check_every=3,
+        lr=1e-2,
+        weight_decay=0.01,
+        head={"latent": 6, "components": 4, "dropout": 0.2},
+        trunk={"layers": (0, 1), "size": 32},
+    )
+
+
+@pytest.fixture(scope="session")
+def fit_tiny(make_group: Callable[..., Group], tiny_recipe: GroupRecipe) -> Callable[..., Any]:
+    """`fit_group` on the small group: `fit_tiny(work, changes of the recipe, group, **options)`."""
+    from brainfast.training import fit_group
+
+    def run(
+        work: Any, changes: dict[str, Any] | None = None, group: Group | None = None, **options: Any
+    ) -> Any:
+        given = {
+            "model": "blobgpt",
+            "data": group or make_group(),
+            "trunk": "vit_tiny_patch16_224",
+            "recipe": tiny_recipe.changed(changes or {}),
+            "pretrained": False,
+            "work": work,
+            "device": "cpu",
+            "progress": False,
+        }
+        return fit_group(**(given | options))
+
+    return run

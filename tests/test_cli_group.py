@@ -1,0 +1,151 @@
+"""The command line on a simulated group: both phases, scores, predictions, a new subject."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brainfast.data.simulated_group import simulate_group
+
+TRAIN = [
+    *("--random-trunk", "--trunk", "vit_tiny_patch16_224", "--layers", "0,3", "--recipe", "demo"),
+    *("--steps", "4", "--batch", "8", "--device", "cpu", "--quiet"),
+]
+
+
+def brainfast(*arguments: Any, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", "from brainfast.cli import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert not check or done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("group")
+    simulate_group(root, subjects=3, n_images=40, n_shared=10, vertices=150, size=64)
+    return sorted(root.glob("subj*"))
+
+
+@pytest.fixture(scope="module")
+def model(folders: list[Path]) -> Path:
+    out = folders[0].parent / "blobgpt"
+    done = brainfast("train", *folders, "--out", out, "--model", "blobgpt", *TRAIN)
+    assert "3 subjects: median R2" in done.stdout
+    return out
+
+
+def test_evaluate_prints_every_subject_and_their_median(model: Path, folders: list[Path]) -> None:
+    done = brainfast("evaluate", model, *folders, "--json", "--quiet")
+    found = json.loads(done.stdout)
+    assert set(found["subjects"]) == {"subj01", "subj02", "subj03"}
+    assert found["subjects"]["subj02"]["rois"]
+    assert isinstance(found["summary"]["r2_median"], float)
+    assert (model / "scores" / "heldout" / "subj03" / "scores.json").is_file()
+
+
+def test_predict_answers_for_one_subject_several_and_the_group(
+    model: Path, folders: list[Path], tmp_path: Path
+) -> None:
+    image = sorted((folders[0] / "training_split" / "training_images").iterdir())[0]
+    one = json.loads(brainfast("predict", model, image, "--subject", "subj02", "--json").stdout)
+    assert str(image) in one["subj02"]
+    both = brainfast(
+        "predict", model, image, "--subject", "subj01,group", "--out", tmp_path / "maps"
+    )
+    assert both.stdout.count(str(image)) == 2
+    files = {str(p.relative_to(tmp_path / "maps")) for p in (tmp_path / "maps").rglob("*.gii")}
+    assert files == {
+        f"{name}/{image.stem}_hemi-{side}.func.gii" for name in ("subj01", "group") for side in "LR"
+    }
+
+
+def test_phase_2_and_alignment_go_on_from_phase_1(model: Path, folders: list[Path]) -> None:
+    tuned = model.with_name("tuned")
+    brainfast(
+        *("train", *folders, "--out", tuned, "--model", "blobgpt", "--phase", 2),
+        *("--from", model, *TRAIN[6:]),
+    )
+    aligned = model.with_name("aligned")
+    text = folders[0].parent / "text.safetensors"
+    brainfast(
+        *("train", *folders, "--out", aligned, "--model", "llm-vem", "--phase", 2),
+        *("--from", model, "--text", text, *TRAIN[6:]),
+    )
+    cards = [json.loads((out / "config.json").read_text()) for out in (model, tuned, aligned)]
+    assert [card["model"] for card in cards] == ["blobgpt", "blobgpt", "llm-vem"]
+    assert len({card["trunk"]["weights_hash"] for card in cards}) == 3
+    assert all((out / "trunk.safetensors").is_file() for out in (tuned, aligned))
+
+
+def test_adapt_adds_a_subject(folders: list[Path]) -> None:
+    pair = folders[0].parent / "all"
+    brainfast("train", *folders, "--out", pair, "--model", "blobgpt", *TRAIN)
+    again = folders[0].parent / "renamed" / "subj09"
+    again.parent.mkdir()
+    again.symlink_to(folders[2], target_is_directory=True)
+    grown = pair.with_name("grown")
+    done = brainfast("adapt", pair, again, "--out", grown, "--trials", 16, "--quiet")
+    assert "model:" in done.stdout
+    assert list(json.loads((grown / "config.json").read_text())["subjects"]) == [
+        "subj01",
+        "subj02",
+        "subj03",
+        "subj09",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda m, f: ("predict", m, f[0], "--subject", "subj07"), "one of subj01, subj02"),
+        (
+            lambda m, f: (
+                "train",
+                *f,
+                "--out",
+                "x",
+                "--model",
+                "blobgpt",
+                "--phase",
+                2,
+                *TRAIN[6:],
+            ),
+            "a model of phase 1",
+        ),
+        (lambda m, f: ("train", *f, "--out", "x", *TRAIN[:6]), "one folder for factortopy"),
+        (lambda m, f: ("train", f[0], "--out", "x", "--phase", 2, *TRAIN[:6]), "--phase"),
+        (lambda m, f: ("train", *f, "--out", "x", "--model", "blobgpt", "--epochs", 3), "--epochs"),
+        (lambda m, f: ("evaluate", m, f[0].parent / "blobgpt"), "expected"),
+        (
+            lambda m, f: ("train", *f, "--out", "x", "--model", "blobgpt", "--recipe", "best"),
+            "paper",
+        ),
+        (lambda m, f: ("map", m, "--out", "x.png"), "a model of one subject"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    model: Path,
+    folders: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: Callable[..., Any],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = brainfast(*arguments(model, folders), check=False)
+    assert done.returncode == 2, done.stderr[-1000:]
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert message in done.stderr
