@@ -57,5 +57,6 @@ T* write(py::array& array, const char* name, const Sizes& shape) {
 
 void bind_align_tokens(py::module_& m);
 void bind_factor_projection(py::module_& m);
+void bind_vertex_embed(py::module_& m);
 
 }  // namespace brainfast

@@ -140,7 +140,8 @@ void factor_projection_forward(const ProjectionInputs<T>& inputs, T* latent, Isa
   BorrowedScratch scratch(pool->shelf());
   T* const filters = (*scratch).room<T>(0, padded * inputs.channels);
   T* const maps = (*scratch).room<T>(1, padded * inputs.tokens);
-  const OperandForm form;
+  OperandForm form;
+  form.lanes = kernels.lanes;
   const std::int64_t image_size = inputs.tokens * inputs.channels;
   const std::int64_t block =
       images_at_a_time(image_size * sizeof(T), inputs.latent, kernels.lanes, pool->size());
@@ -155,7 +156,7 @@ void factor_projection_forward(const ProjectionInputs<T>& inputs, T* latent, Isa
   for (std::int64_t begin = 0; begin < inputs.images; begin += block) {
     const T* const tokens = inputs.source + begin * image_size;
     const TokenMatrix<T> matrix{tokens, inputs.tokens, inputs.channels, false, 0};
-    const ProjectionPiece<T> piece = piece_of(matrix, form, layer, kernels.lanes, tokens);
+    const ProjectionPiece<T> piece = piece_of(matrix, form, layer, tokens);
     project_images<T, T>(&piece, 1, 1, std::min(block, inputs.images - begin), inputs.latent,
                          kernels.lanes, nullptr, kernels.project, sums,
                          latent + begin * inputs.latent, *pool);

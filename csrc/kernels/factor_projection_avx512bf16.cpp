@@ -1,7 +1,7 @@
 // The projection on AVX512-BF16 dot products: a lane multiplies a pair of steps at a time.
 #define BRAINFAST_ISA_NAMESPACE projection_avx512bf16
+#include "bfloat16_rows.h"
 #include "dot_machine.h"
-#include "factor_projection_bfloat_lanes.h"
 #include "factor_projection_lanes.h"
 
 namespace brainfast {

@@ -3,47 +3,23 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 #include "../runtime/cpu_features.h"
 #include "../runtime/scratch.h"
 #include "../runtime/thread_pool.h"
 #include "factor_projection_kernels.h"
+#include "packed_panels.h"
 
 namespace brainfast {
 
-inline std::int64_t pieces_of(std::int64_t count, std::int64_t size) {
-  return (count + size - 1) / size;
-}
-
-inline std::int64_t padded_to(std::int64_t count, std::int64_t size) {
-  return pieces_of(count, size) * size;
-}
-
-// How numbers become operands.
-struct OperandForm {
-  std::int64_t numbers = 1;     // in an operand
-  std::int64_t depth_step = 1;  // steps are padded to a multiple of it, in numbers
-  std::int64_t row_step = 1;    // rows of packed tokens are padded to a multiple of it
-  int parts = 1;
-
-  // Panels of maps begin with so many zeros, and the second entry with a whole step: a class token
-  // can then be left out.
-  std::int64_t lead() const { return depth_step - 1; }
-  std::int64_t depth(std::int64_t steps) const { return padded_to(steps, depth_step) / numbers; }
-};
-
-// One factor's panels over k, [groups, parts, steps, lanes].
-template <class Operand>
-struct ProjectionPanels {
-  const Operand* data;
-  std::int64_t group_stride, part_stride;
-};
+// Panels of maps begin with so many zeros, and their second entry with a whole step: a class token
+// can then be left out.
+inline std::int64_t lead_of(const OperandForm& form) { return form.depth_step - 1; }
 
 template <class Operand>
 struct ProjectionLayerView {
   std::int64_t tokens, channels;
-  ProjectionPanels<Operand> filters, maps;
+  Panels<Operand> filters, maps;
 };
 
 // Tokens [images, rows, steps] as they lie in memory.
@@ -55,7 +31,7 @@ struct TokenMatrix {
   std::int64_t first_map;  // the map's entry of the first token
 
   std::int64_t lead(const OperandForm& form) const {
-    return maps_inside && first_map == 0 ? form.lead() : 0;
+    return maps_inside && first_map == 0 ? lead_of(form) : 0;
   }
   std::int64_t depth(const OperandForm& form) const { return form.depth(lead(form) + steps); }
   std::int64_t padded_rows(const OperandForm& form) const { return padded_to(rows, form.row_step); }
@@ -67,7 +43,7 @@ struct TokenMatrix {
 // The piece of a matrix whose operands begin at `tokens`.
 template <class Operand, class T>
 ProjectionPiece<Operand> piece_of(const TokenMatrix<T>& matrix, const OperandForm& form,
-                                  const ProjectionLayerView<Operand>& layer, int lanes,
+                                  const ProjectionLayerView<Operand>& layer,
                                   const Operand* tokens) {
   const auto& inner = matrix.maps_inside ? layer.maps : layer.filters;
   const auto& outer = matrix.maps_inside ? layer.filters : layer.maps;
@@ -79,13 +55,13 @@ ProjectionPiece<Operand> piece_of(const TokenMatrix<T>& matrix, const OperandFor
   piece.image_stride = matrix.packed_size(form);
   piece.token_part = matrix.padded_rows(form) * piece.steps;
   piece.row_stride = piece.steps;
-  piece.inner = inner.data + (skips ? form.depth_step / form.numbers * lanes : 0);
+  piece.inner = inner.data + (skips ? form.depth_step / form.numbers * form.lanes : 0);
   piece.inner_stride = inner.group_stride;
   piece.inner_part = inner.part_stride;
   piece.outer = outer.data;
   piece.outer_stride = outer.group_stride;
   piece.outer_part = outer.part_stride;
-  piece.outer_begin = matrix.maps_inside ? 0 : form.lead();
+  piece.outer_begin = matrix.maps_inside ? 0 : lead_of(form);
   return piece;
 }
 
@@ -100,8 +76,8 @@ inline std::int64_t groups_of_task(std::int64_t groups, std::int64_t images, int
 // latent[image,k] = bias[k] + sum over pieces. Operands of the images are in memory already.
 template <class Operand, class T, class Project>
 void project_images(const ProjectionPiece<Operand>* pieces, std::int64_t piece_count, int parts,
-                    std::int64_t images, std::int64_t latent_size, int lanes, const T* bias,
-                    Project project, T* sums, T* latent, ThreadPool& pool) {
+                    std::int64_t images, std::int64_t latent_size, std::int64_t lanes,
+                    const T* bias, Project project, T* sums, T* latent, ThreadPool& pool) {
   const std::int64_t groups = pieces_of(latent_size, lanes), stride = groups * lanes;
   const std::int64_t step = groups_of_task(groups, images, pool.size());
   const std::int64_t tasks = pieces_of(groups, step);
@@ -132,8 +108,8 @@ void project_images(const ProjectionPiece<Operand>* pieces, std::int64_t piece_c
 }
 
 // Images whose tokens are held in the last cache while all of the latent passes by.
-inline std::int64_t images_at_a_time(std::int64_t bytes_per_image, std::int64_t latent, int lanes,
-                                     int threads) {
+inline std::int64_t images_at_a_time(std::int64_t bytes_per_image, std::int64_t latent,
+                                     std::int64_t lanes, int threads) {
   constexpr std::int64_t kCacheBytes = std::int64_t{8} << 20;
   const std::int64_t fitting = kCacheBytes / std::max<std::int64_t>(bytes_per_image, 1);
   const std::int64_t tasks = pieces_of(std::max<std::int64_t>(latent, 1), 2 * lanes);

@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "../runtime/aligned_buffer.h"
 #include "bfloat16.h"
 #include "factor_projection.h"
 #include "factor_projection_driver.h"
@@ -22,87 +21,12 @@ const BFloatProjectionKernels* bfloat_kernels_of(Isa isa) {
   return isa == Isa::amx_emulated ? &bfloat_projection_kernels_amx_emulated() : nullptr;
 }
 
-// One factor, [K, steps], as panels of float32 or of bfloat16.
-class PackedFactor {
- public:
-  PackedFactor(const float* from, std::int64_t latent, std::int64_t steps, std::int64_t lead,
-               std::int64_t lanes, const OperandForm& form, Precision precision, bool bfloat)
-      : latent_(latent), steps_(steps), lead_(lead), lanes_(lanes), parts_(form.parts) {
-    depth_ = padded_to(lead + steps, form.depth_step);
-    const std::int64_t size = pieces_of(latent, lanes) * parts_ * depth_ * lanes;
-    if (bfloat) {
-      halves_.reserve(size);
-      std::fill_n(halves_.data(), size, std::uint16_t{0});
-    } else {
-      numbers_.reserve(size);
-      std::fill_n(numbers_.data(), size, 0.0f);
-    }
-    for (std::int64_t k = 0; k < latent; ++k) {
-      for (std::int64_t s = 0; s < steps; ++s) {
-        if (bfloat) {
-          const BFloatHalves halves = split_bfloat16(from[k * steps + s]);
-          halves_.data()[place(k, s, 0)] = halves.high;
-          if (parts_ == 2) halves_.data()[place(k, s, 1)] = halves.low;
-        } else {
-          round_operands(precision, 1, from + k * steps + s, numbers_.data() + place(k, s));
-        }
-      }
-    }
-  }
-
-  template <class Operand>
-  ProjectionPanels<Operand> panels() const {
-    if constexpr (std::is_same_v<Operand, float>) {
-      return {numbers_.data(), depth_ * lanes_, 0};
-    } else {
-      const std::int64_t size = depth_ / 2 * lanes_;
-      return {reinterpret_cast<const Operand*>(halves_.data()), parts_ * size, size};
-    }
-  }
-
-  // The operands as a matrix [K, steps] of float32.
-  void unpack(float* to) const {
-    for (std::int64_t k = 0; k < latent_; ++k) {
-      for (std::int64_t s = 0; s < steps_; ++s) {
-        float number = 0;
-        if (numbers_.capacity()) {
-          number = numbers_.data()[place(k, s)];
-        } else {
-          number = widen_bfloat16(halves_.data()[place(k, s, 0)]);
-          if (parts_ == 2) number += widen_bfloat16(halves_.data()[place(k, s, 1)]);
-        }
-        *to++ = number;
-      }
-    }
-  }
-
-  std::int64_t bytes() const {
-    return static_cast<std::int64_t>(numbers_.capacity() * sizeof(float) +
-                                     halves_.capacity() * sizeof(std::uint16_t));
-  }
-
- private:
-  std::int64_t place(std::int64_t k, std::int64_t s) const {
-    return (k / lanes_ * depth_ + s) * lanes_ + k % lanes_;
-  }
-  std::int64_t place(std::int64_t k, std::int64_t s, int part) const {
-    const std::int64_t group = (k / lanes_ * parts_ + part) * depth_ * lanes_, at = lead_ + s;
-    return group + at / 2 * 2 * lanes_ + 2 * (k % lanes_) + at % 2;
-  }
-
-  std::int64_t latent_, steps_, lead_, lanes_;
-  int parts_;
-  std::int64_t depth_ = 0;  // steps with what pads them
-  AlignedBuffer<float> numbers_;
-  AlignedBuffer<std::uint16_t> halves_;  // pairs along the steps
-};
-
 }  // namespace
 
 struct FactorProjectionPlan::State {
   struct Layer {
     std::int64_t tokens, channels;
-    PackedFactor filters, maps;
+    PackedPanels filters, maps;
   };
 
   // The matrices of a layer's tokens, from image `begin` on; returns how many they are.
@@ -127,7 +51,6 @@ struct FactorProjectionPlan::State {
   const ProjectionKernels<float>& kernels;
   const BFloatProjectionKernels* bfloat;  // null where float32 operands are multiplied
   OperandForm form;
-  int lanes;
   std::vector<Layer> layers;
   std::vector<float> bias;
 };
@@ -199,14 +122,15 @@ void FactorProjectionPlan::State::run(std::int64_t images, const ProjectionSourc
                                       ThreadPool& pool) const {
   const std::int64_t per_image = operands_per_image();
   const auto bytes = static_cast<std::int64_t>(per_image * sizeof(Operand));
-  const std::int64_t block = std::min(images_at_a_time(bytes, latent, lanes, pool.size()), images);
+  const std::int64_t block =
+      std::min(images_at_a_time(bytes, latent, form.lanes, pool.size()), images);
   const auto most = static_cast<std::int64_t>(2 * layers.size());
   using Matrix = TokenMatrix<float>;
   using Piece = ProjectionPiece<Operand>;
   auto* const memory = scratch.room<std::byte>(kPieces, most * (sizeof(Matrix) + sizeof(Piece)));
   auto* const matrices = reinterpret_cast<Matrix*>(memory);
   auto* const pieces = reinterpret_cast<Piece*>(memory + most * sizeof(Matrix));
-  float* const sums = scratch.room<float>(kSums, block * padded_to(latent, lanes));
+  float* const sums = scratch.room<float>(kSums, block * padded_to(latent, form.lanes));
   Operand* const packed =
       packs_tokens() ? scratch.room<Operand>(kTokens, block * per_image) : nullptr;
   for (std::int64_t begin = 0; begin < images; begin += block) {
@@ -225,11 +149,11 @@ void FactorProjectionPlan::State::run(std::int64_t images, const ProjectionSourc
         if constexpr (std::is_same_v<Operand, float>) {
           if (!packed) at = matrices[piece].data;
         }
-        pieces[piece] = piece_of(matrices[piece], form, view, lanes, at);
+        pieces[piece] = piece_of(matrices[piece], form, view, at);
         at += here * matrices[piece].packed_size(form);
       }
     }
-    project_images(pieces, count, form.parts, here, latent, lanes,
+    project_images(pieces, count, form.parts, here, latent, form.lanes,
                    bias.empty() ? nullptr : bias.data(), project, sums, answer + begin * latent,
                    pool);
   }
@@ -241,20 +165,18 @@ FactorProjectionPlan::FactorProjectionPlan(std::int64_t latent, std::int64_t lay
   const ProjectionKernels<float>& kernels = projection_kernels_of<float>(isa);
   const BFloatProjectionKernels* const bfloat = bfloat_kernels_of(isa);
   OperandForm form;
+  form.lanes = kernels.lanes;
   if (bfloat) {
-    form = {2, bfloat->depth_step, bfloat->row_step, precision == Precision::bf16x3 ? 2 : 1};
+    form = {16, 2, bfloat->depth_step, bfloat->row_step, precision == Precision::bf16x3 ? 2 : 1};
   }
-  const int lanes = bfloat ? 16 : kernels.lanes;
-  state_ =
-      std::make_unique<State>(State{latent, isa, precision, kernels, bfloat, form, lanes, {}, {}});
+  state_ = std::make_unique<State>(State{latent, isa, precision, kernels, bfloat, form, {}, {}});
   if (bias) state_->bias.assign(bias, bias + latent);
+  const auto pool = shared_pool();
   for (std::int64_t layer = 0; layer < layers; ++layer) {
     const auto& [tokens, channels, filters, maps] = factors[layer];
     state_->layers.push_back(
-        {tokens, channels,
-         PackedFactor(filters, latent, channels, 0, lanes, form, precision, bfloat != nullptr),
-         PackedFactor(maps, latent, tokens, form.lead(), lanes, form, precision,
-                      bfloat != nullptr)});
+        {tokens, channels, PackedPanels(filters, latent, channels, 0, form, precision, *pool),
+         PackedPanels(maps, latent, tokens, lead_of(form), form, precision, *pool)});
   }
 }
 

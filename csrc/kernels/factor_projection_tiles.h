@@ -5,7 +5,7 @@
 // Written from the costs of AMX; its speed on such a machine has not been measured.
 #pragma once
 
-#include "factor_projection_bfloat_lanes.h"
+#include "bfloat16_rows.h"
 #include "factor_projection_kernels.h"
 #include "tile.h"
 

@@ -1,4 +1,4 @@
-// Rows of tokens as pairs of bfloat16, and panels of such pairs read back.
+// Rows of numbers as pairs of bfloat16, and panels of such pairs read back.
 #pragma once
 
 #include "bfloat16_lanes.h"
