@@ -109,6 +109,97 @@ class AlignTokensPlan:
     @property
     def flops_per_image(self) -> int: ...
 
+def factor_projection_forward(
+    tokens: Float,  # [B,T,C]
+    filters: Float,  # [K,C]
+    maps: Float,  # [K,T]
+    *,
+    isa: str = "",
+) -> NDArray[Any]: ...  # [B,K]
+def factor_projection_backward(
+    grad_output: Float,  # [B,K]
+    tokens: Float,  # [B,T,C]
+    filters: Float,  # [K,C]
+    maps: Float,  # [K,T]
+    *,
+    needs: tuple[bool, ...],  # tokens, filters, maps
+    isa: str = "",
+) -> list[NDArray[Any] | None]: ...
+
+class FactorProjectionPlan:
+    def __init__(
+        self,
+        filters: Sequence[NDArray[np.float32]],  # [K,C_l] a layer
+        maps: Sequence[NDArray[np.float32]],  # [K,T_l] a layer
+        bias: NDArray[np.float32] | None = None,  # [K]
+        isa: str = "",
+        precision: str = "fp32",
+    ) -> None: ...
+    def run(
+        self,
+        tokens: Sequence[NDArray[np.float32]],  # [B,T_l,C_l] or [B,C_l,H_l,W_l] a layer
+        global_: Sequence[NDArray[np.float32]] | None = None,  # [B,C_l] a layer
+        out: NDArray[np.float32] | None = None,  # [B,K]
+    ) -> NDArray[np.float32]: ...
+    def adjoint(
+        self,
+        grad_output: NDArray[np.float32],  # [O,K]
+    ) -> list[NDArray[np.float32]]: ...  # [O,T_l,C_l] a layer
+    @property
+    def latent(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def tokens(self) -> list[int]: ...
+    @property
+    def channels(self) -> list[int]: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def flops_per_image(self) -> int: ...
+
+def vertex_embed_forward(
+    latent: Float,  # [B,K]
+    weight: Float,  # [V,K]
+    bias: Float,  # [V]
+    *,
+    isa: str = "",
+) -> NDArray[Any]: ...  # [B,V]
+
+class VertexEmbedPlan:
+    def __init__(
+        self,
+        weight: NDArray[np.float32],  # [V,K]
+        bias: NDArray[np.float32],  # [V]
+        isa: str = "",
+        precision: str = "fp32",
+    ) -> None: ...
+    def run(
+        self,
+        latent: NDArray[np.float32],  # [B,K]
+        out: NDArray[np.float32] | None = None,  # [B,V]
+    ) -> NDArray[np.float32]: ...
+    def adjoint(
+        self,
+        grad_output: NDArray[np.float32],  # [O,V]
+    ) -> NDArray[np.float32]: ...  # [O,K]
+    @property
+    def vertices(self) -> int: ...
+    @property
+    def latent(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def flops_per_image(self) -> int: ...
+
 def isa(precision: str = "fp32") -> str: ...
 def supported_isas(precision: str = "fp32") -> list[str]: ...
 def num_threads() -> int: ...

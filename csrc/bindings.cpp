@@ -236,6 +236,8 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("nbytes", &FactorReadoutPlan::bytes)
       .def_property_readonly("flops_per_image", &FactorReadoutPlan::flops_per_image);
   bind_align_tokens(m);
+  bind_factor_projection(m);
+  bind_vertex_embed(m);
   m.def(
       "isa",
       [](const std::string& precision) {

@@ -1,5 +1,7 @@
 """Torch operators over the compiled kernels, with gradients. `reference` holds readable twins."""
 
+from .factor_projection import factor_projection
 from .factor_readout import factor_readout
+from .vertex_embed import vertex_embed
 
-__all__ = ["factor_readout"]
+__all__ = ["factor_projection", "factor_readout", "vertex_embed"]

@@ -8,6 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from .reference_blobgpt import factor_projection, factor_projection_backward, vertex_embed
+
+__all__ = [
+    "align_tokens",
+    "factor_projection",
+    "factor_projection_backward",
+    "factor_readout",
+    "factor_readout_cells",
+    "factor_readout_cells_backward",
+    "vertex_embed",
+]
+
 
 def align_tokens(
     local: Sequence[torch.Tensor],  # [B,C_l,H_l,W_l] a layer

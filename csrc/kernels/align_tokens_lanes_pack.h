@@ -2,7 +2,7 @@
 #pragma once
 
 #include "align_tokens_kernels.h"
-#include "factor_readout_lanes.h"
+#include "lanes.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>

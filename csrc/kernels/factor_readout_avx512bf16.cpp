@@ -1,25 +1,11 @@
 // The readout on AVX512-BF16 dot products: a lane multiplies a pair of channels at a time. Tokens
 // are packed as pairs too, [B][pixels + global][Q][depth/2][R].
 #define BRAINFAST_ISA_NAMESPACE readout_avx512bf16
-#include <immintrin.h>
-
+#include "dot_machine.h"
 #include "factor_readout_bfloat_lanes.h"
 
 namespace brainfast {
 namespace readout_avx512bf16 {
-
-struct DotMachine : Machine<float, 16, 32, 12> {
-  using Operand = Word;
-
-  static BRAINFAST_INLINE __m512bh load_operands(const Word* from) {
-    return reinterpret_cast<__m512bh>(_mm512_load_si512(from));
-  }
-  static BRAINFAST_INLINE void add_product(Vector& sum, __m512bh lanes_operand, Word operand) {
-    const __m512i pairs = _mm512_set1_epi32(static_cast<int>(operand));
-    sum = reinterpret_cast<Vector>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), lanes_operand,
-                                                    reinterpret_cast<__m512bh>(pairs)));
-  }
-};
 
 void measure(BFloatView& view) {
   constexpr int64_t kPad = 32;  // spreads the pixels over the sets of the cache
