@@ -94,25 +94,34 @@ def _draw(lines: Lines, path: Path, *, title: str, across: str, note: str) -> No
 
 
 def _label_ends(axes: Any, lines: Lines, last: int) -> None:
-    """Name every line at its right end, in a column beside the axes, labels pushed apart."""
+    """Name every line where it ends, labels pushed apart: beside the axes, or beside its last point
+    where it ends early."""
     ends = {key: max(points.items()) for key, points in lines.items()}
     low, high = np.log(axes.get_ylim())
-    order = sorted(ends, key=lambda key: (ends[key][1], key))
-    wanted = np.array([(np.log(ends[key][1]) - low) / (high - low) for key in order])
-    placed = _apart(wanted)
-    for key, height in zip(order, placed, strict=True):
-        form, library, precision = key
-        axes.annotate(
-            f"{form}, {library} {precision}",
-            xy=ends[key],
-            xytext=(1.04, height),
-            textcoords="axes fraction",
-            fontsize=12,
-            va="center",
-            color=COLOURS[library],
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": COLOURS[library], "lw": 0.6, "alpha": 0.5},
-        )
+    to_axes = axes.transData + axes.transAxes.inverted()
+    for x in {x for x, _ in ends.values()}:
+        order = sorted((key for key in ends if ends[key][0] == x), key=lambda key: ends[key][1])
+        heights = np.array([(np.log(ends[key][1]) - low) / (high - low) for key in order])
+        left = to_axes.transform((x, 1.0))[0] + 0.03 if x < last else 1.04
+        for key, height in zip(order, _apart(heights), strict=True):
+            form, library, precision = key
+            axes.annotate(
+                f"{form}, {library} {precision}",
+                xy=ends[key],
+                xytext=(left, height),
+                textcoords="axes fraction",
+                fontsize=12,
+                va="center",
+                color=COLOURS[library],
+                annotation_clip=False,
+                arrowprops={
+                    "arrowstyle": "-",
+                    "color": COLOURS[library],
+                    "lw": 0.6,
+                    "alpha": 0.5,
+                    "relpos": (0, 0.5),
+                },
+            )
 
 
 def _apart(wanted: np.ndarray) -> np.ndarray:

@@ -58,12 +58,16 @@ def readme_block(measured: Measured) -> str:
                 f"| {stage} | {form} | {' | '.join(cells)} | {last.max_error:.0e} |"
                 f" {_mebibytes(last)} |"
             )
+    busy = measured.machine["busy_elsewhere"] or 0.0
     lines += [
         "",
         f"V = {BASE['V']:,}, L = {BASE['L']}, D = {BASE['D']}, 8 x 8 grid; {measured.about()}. Best"
         " of interleaved rounds in one process; errors and memory at the larger batch. Errors are"
         " against float64, in standard deviations of the response (training: of the worst"
-        " gradient). All sizes, ratios, ceilings: [docs/benchmarks.md](docs/benchmarks.md).",
+        " gradient). All sizes, ratios, ceilings: [docs/benchmarks.md](docs/benchmarks.md)."
+        + (
+            f" Other processes kept {busy:.1f} cores busy: not the last word." if busy > 0.2 else ""
+        ),
     ]
     return "\n".join(lines) + "\n"
 

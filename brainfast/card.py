@@ -78,10 +78,14 @@ class SpaceCard(_Strict):
 
 
 class TrainingCard(_Strict):
-    """The recipe, the data and the moment of training. data: how a group's split was made."""
+    """The recipe, the data and the moment of training.
+
+    data: how a group's split was made; split_hash: None for an imported model, of which nobody
+    knows which images it was trained on.
+    """
 
     recipe: dict[str, Any]
-    split_hash: str
+    split_hash: str | None
     split_hashes: dict[str, str]
     images: dict[str, int]
     data: dict[str, Any] = Field(default_factory=dict)

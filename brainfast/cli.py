@@ -10,6 +10,7 @@ import typer
 
 from .boundary import run
 from .cli_captions import captions
+from .cli_import import import_model
 from .cli_options import Json, ModelFolder, Part, What, image_paths, numbers, scores_folder
 from .cli_predict import predict
 from .cli_scores import evaluate
@@ -47,6 +48,7 @@ def demo(
 app.command()(train)
 app.command()(adapt)
 app.command()(captions)
+app.command(name="import")(import_model)
 app.command()(evaluate)
 app.command()(predict)
 

@@ -17,7 +17,7 @@ from .card import ParityCard
 from .data import Algonauts
 from .data.simulated import Planted, recovery, write_subject
 from .demo_report import FOUND, DemoResult, Unseen, write_report
-from .encoder import Encoder, load
+from .encoder import Encoder
 from .engine import Engine
 from .maps import Selectors
 from .score_table import score_lines

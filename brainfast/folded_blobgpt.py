@@ -80,7 +80,7 @@ class BlobProjection:
         """Raw trunk tokens of B images -> latent [B,K]; a token that is not finite is an error."""
         self._check_tokens(tokens)
         tokens = tokens.map(lambda array: np.ascontiguousarray(array, dtype=np.float32))
-        global_ = tokens.global_ if self.class_token else ()
+        global_ = tokens.global_ if self.class_token else None
         values = self._plan.run(tokens.local, global_)
         if not np.isfinite(values).all():
             tokens.check_finite()

@@ -82,9 +82,7 @@ class Golden:
     def _answers(self, prefix: str) -> dict[str, NDArray[Any]]:
         return {f"{prefix}vertices": self.vertices, f"{prefix}response": self.response}
 
-    def check(
-        self, runtime: TrunkRuntime, head: FoldedHead, preprocessing: Preprocessing
-    ) -> float:
+    def check(self, runtime: TrunkRuntime, head: FoldedHead, preprocessing: Preprocessing) -> float:
         """Run the images again; gives the largest error in standard deviations of the responses.
 
         An error beyond the tolerance is a BrainfastError: this machine would give other numbers

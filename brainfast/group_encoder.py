@@ -176,22 +176,18 @@ class GroupEncoder:
         self, images: Any, subject: str, vertices: NDArray[np.int64] | None = None
     ) -> NDArray[np.float64]:
         """Responses [B,V_s] unfolded in float64 on the trunk's fp32 tokens: the yardstick."""
-        return self._twin(self._head_in_float64(), images, subject, vertices)
+        columns = self._columns(subject)
+        columns = columns if vertices is None else columns[vertices]
+        head = self._head_in_float64()
+        response: NDArray[np.float64] = head.twin(self._twin_latent(head, images), subject, columns)
+        return response
 
     def _head_in_float64(self) -> Any:
         return copy.deepcopy(self.head).cpu().double().eval()
 
-    def _twin(
-        self, head: Any, images: Any, subject: str, vertices: NDArray[np.int64] | None
-    ) -> NDArray[np.float64]:  # [B,n]
-        columns = self._columns(subject)
-        columns = columns if vertices is None else columns[vertices]
-        return np.concatenate(
-            [
-                head.twin(tokens.map(lambda a: a.cpu().double()), subject, columns)
-                for tokens in self.trunk.features(images, 1)
-            ]
-        )
+    def _twin_latent(self, head: Any, images: Any) -> torch.Tensor:  # [B,K]
+        features = self.trunk.features(images, 1)
+        return torch.cat([head.twin_latent(t.map(lambda a: a.cpu().double())) for t in features])
 
     def parity(self, engine: GroupEngine, images: Any, subject: str) -> ParityCard:
         """Compare an engine with the float64 twin on some images, and put it in the card."""
@@ -296,9 +292,10 @@ class GroupEncoder:
 
     def _make_goldens(self, images: NDArray[np.uint8]) -> dict[str, Golden]:
         made, head = {}, self._head_in_float64()
+        latent = self._twin_latent(head, list(images))
         for subject in (*self.subjects, GROUP):
-            last = self.space_of(subject).V - 1
-            vertices = np.unique(np.linspace(0, last, GOLDEN_VERTICES).astype(np.int64))
-            response = self._twin(head, list(images), subject, vertices).astype(np.float32)
+            columns = self._columns(subject)
+            vertices = np.unique(np.linspace(0, len(columns) - 1, GOLDEN_VERTICES).astype(np.int64))
+            response = head.twin(latent, subject, columns[vertices]).astype(np.float32)
             made[subject] = Golden(images, vertices, response)
         return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 import urllib.request
@@ -19,6 +18,7 @@ from safetensors import safe_open
 
 from .errors import BrainfastError
 from .files import file_size, hash_arrays
+from .torch_file import read_torch_tensors
 
 FORMAT = "brainfast-trunk"
 
@@ -52,7 +52,9 @@ def read_weights(path: Path, model: Any) -> dict[str, torch.Tensor]:
         state, ours = _read_state(path)
         convert = vars(sys.modules[type(model).__module__]).get("checkpoint_filter_fn")
         converted = convert(state, model) if convert and not ours else state
-    except Exception as error:  # unpickling and timm's converters raise nearly anything
+    except BrainfastError:
+        raise
+    except Exception as error:  # safetensors and timm's converters raise nearly anything
         raise BrainfastError(
             str(path),
             expected="safetensors or a torch file of plain tensors for this trunk",
@@ -68,7 +70,7 @@ def _read_state(path: Path) -> tuple[dict[str, Any], bool]:
         with safe_open(path, framework="pt") as file:
             ours = (file.metadata() or {}).get("format") == FORMAT
             return {name: file.get_tensor(name) for name in list(file.keys())}, ours
-    state = torch.load(os.fspath(path), map_location="cpu", weights_only=True)
+    state: Mapping[Any, Any] = read_torch_tensors(path)
     for key in ("state_dict", "model"):
         inner = state.get(key)
         state = inner if isinstance(inner, Mapping) else state

@@ -63,7 +63,7 @@ class Group:
         named = _name_subjects(subjects)
         self.subjects = tuple(named)
         self.missing: Missing = missing
-        self.options = {"split": split, "fractions": tuple(fractions), "missing": missing}
+        self.options = {"split": split, "fractions": list(fractions), "missing": missing}
         self.spaces = {name: data.space for name, data in named.items()}
         self.space = VertexSpace.union(self.spaces)
         self.positions = {name: self.space.positions(s) for name, s in self.spaces.items()}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import pickle
-import pickletools
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,20 +9,10 @@ import numpy as np
 
 from ..errors import BrainfastError
 from ..files import file_size
+from ..inert_pickle import Call, Opaque, decode_bytes, load_inert
 
 MAX_BYTES = 1 << 20
-MAX_MEMO = 1 << 16
 REMEDY = "download it again from the challenge's site"
-
-# What pickling a dict of ints and strings inside a numpy array needs, in protocols 0 to 5.
-OPCODE_NAMES = """
-PROTO FRAME STOP MARK POP POP_MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET
-GLOBAL STACK_GLOBAL REDUCE BUILD NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1
-UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES
-STRING BINSTRING SHORT_BINSTRING TUPLE EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3
-LIST EMPTY_LIST APPEND APPENDS DICT EMPTY_DICT SETITEM SETITEMS
-"""
-OPCODES = frozenset(OPCODE_NAMES.split())
 
 
 class _Array:
@@ -37,43 +24,18 @@ class _Array:
         self.state = state
 
 
-class _DType:
-    """Stands for numpy.dtype; nothing of it is needed."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
 def _reconstruct(*_: Any) -> _Array:
     return _Array()
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """How protocol 2 spells the bytes in an array's state."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding}")
-    return text.encode("latin1")
-
-
 # Inert stand-ins take the parts and no function of numpy runs, so hostile states do nothing.
-GLOBALS = {
+CALLS: dict[tuple[str, str], Call] = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _DType,
-    ("_codecs", "encode"): _encode,
+    ("numpy", "dtype"): Opaque,
+    ("_codecs", "encode"): decode_bytes,
 }
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return GLOBALS[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"a call of {module}.{name}") from None
 
 
 def read_mapping(path: str | Path) -> dict[int, str]:
@@ -118,12 +80,7 @@ def _check_header(file: BinaryIO) -> None:
 
 
 def _unpickle(data: bytes) -> object:
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name not in OPCODES:
-            raise pickle.UnpicklingError(f"pickle opcode {opcode.name}")
-        if "PUT" in opcode.name and not 0 <= int(argument or 0) <= MAX_MEMO:
-            raise pickle.UnpicklingError(f"pickle memo {argument}")
-    array = _Unpickler(io.BytesIO(data)).load()
+    array = load_inert(data, CALLS)
     if type(array) is not _Array:
         raise ValueError(type(array).__name__)
     _version, shape, _dtype, _order, items = array.state

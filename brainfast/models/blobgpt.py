@@ -197,16 +197,20 @@ class BlobGPT(nn.Module):
         )
 
     @torch.no_grad()
+    def twin_latent(self, tokens: Tokens) -> torch.Tensor:  # [B,K]
+        """The latent by plain torch in the dtype of the head: the yardstick, as slow as it is
+        readable. The head must be in eval mode, and float64 like the tokens."""
+        parts = zip(self._sequences(tokens), self.filters, self.maps, strict=True)
+        return self.latent(torch.stack([reference.factor_projection(*part) for part in parts]))
+
+    @torch.no_grad()
     def twin(
         self,
-        tokens: Tokens,  # of float64 tensors
+        latent: torch.Tensor,  # [B,K], of `twin_latent`
         subject: str,
         vertices: NDArray[np.int64] | None = None,  # [n]
     ) -> NDArray[np.float64]:  # [B,n]
-        """Responses unfolded, by plain torch in the dtype of the head: the yardstick, as slow as
-        it is readable. The head must be in eval mode."""
-        parts = zip(self._sequences(tokens), self.filters, self.maps, strict=True)
-        latent = self.latent(torch.stack([reference.factor_projection(*part) for part in parts]))
+        """Responses unfolded, from the latent on."""
         subjects = torch.full((len(latent),), self.subject_index(subject))
         chosen = None if vertices is None else torch.from_numpy(vertices)
         response: NDArray[np.float64] = self.respond(latent, subjects, chosen).numpy()

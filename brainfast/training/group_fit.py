@@ -247,7 +247,7 @@ def _check_start(start: GroupEncoder, data: Group) -> None:
             remedy="give the folders that phase 1 was trained on, in the same order",
         )
     training = start.card.training
-    if training is not None and training.split_hash != data.split_hash:
+    if training is not None and training.split_hash not in (None, data.split_hash):
         raise BrainfastError(
             "start",
             expected="the split of phase 1",

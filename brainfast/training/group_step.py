@@ -173,7 +173,7 @@ class GroupStep:
                 layer=layer,
                 device=patches.device,
             )
-            local.append(patches * mask[..., 1:].unflatten(2, (height, width)))
+            local.append(patches * mask[..., 1:].reshape(-1, channels, height, width))
             global_.append(summary * mask[..., 0])
         return Tokens(tuple(local), tuple(global_), tokens.layers)
 

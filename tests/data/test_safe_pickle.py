@@ -73,6 +73,14 @@ def test_hostile_pickles_are_refused_and_not_executed(tmp_path):
     assert not marker.exists()
 
 
+def test_a_pickle_cannot_change_our_functions(tmp_path):
+    """BUILD on a function would set its attributes, for every file that is read afterwards."""
+    change = b"c_codecs\nencode\n(N}X\x0c\x00\x00\x00__defaults__)stb."
+    (tmp_path / "m.npy").write_bytes(npy(b"\x80\x02" + change))
+    with pytest.raises(BrainfastError, match="a change of"):
+        read_mapping(tmp_path / "m.npy")
+
+
 def test_the_attack_would_have_worked(tmp_path):
     marker = tmp_path / "executed"
     pickle.loads(pickle.dumps(Attack(os.system, f"touch {marker}")))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,9 +11,12 @@ from brainfast import _C
 Case = Callable[..., list[torch.Tensor]]
 
 
-@pytest.fixture(params=_C.supported_isas())
+FORCED = os.environ.get("BRAINFAST_ISA")
+
+
+@pytest.fixture(params=[isa for isa in _C.supported_isas() if FORCED in (None, isa)])
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every instruction set that this machine runs, in turn."""
+    """Every instruction set that this machine runs, in turn; the forced one alone if there is."""
     monkeypatch.setenv("BRAINFAST_ISA", request.param)
     return request.param
 
