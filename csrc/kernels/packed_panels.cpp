@@ -5,6 +5,11 @@
 #include "bfloat16.h"
 
 namespace brainfast {
+namespace {
+
+constexpr int kMostLanes = 16;
+
+}  // namespace
 
 PackedPanels::PackedPanels(const float* from, std::int64_t rows, std::int64_t steps,
                            std::int64_t lead, const OperandForm& form, Precision precision,
@@ -50,24 +55,34 @@ std::int64_t PackedPanels::place(std::int64_t row, std::int64_t step, int part) 
   return panel + at / numbers * numbers * lanes + numbers * (row % lanes) + at % numbers;
 }
 
-float PackedPanels::at(std::int64_t row, std::int64_t step) const {
-  if (!form_.bfloat()) return numbers_.data()[place(row, step, 0)];
-  const float high = widen_bfloat16(halves_.data()[place(row, step, 0)]);
-  return form_.parts == 2 ? high + widen_bfloat16(halves_.data()[place(row, step, 1)]) : high;
-}
-
 void PackedPanels::widen(std::int64_t group, std::int64_t begin, std::int64_t end,
                          float* to) const {
-  for (std::int64_t step = begin; step < end; ++step) {
-    for (std::int64_t lane = 0; lane < form_.lanes; ++lane) {
-      *to++ = at(group * form_.lanes + lane, step);
+  const std::int64_t lanes = form_.lanes, size = depth_ * lanes, first = group * lanes;
+  if (!form_.bfloat()) {
+    std::copy_n(numbers_.data() + place(first, begin, 0), (end - begin) * lanes, to);
+    return;
+  }
+  for (std::int64_t step = begin; step < end; ++step, to += lanes) {
+    const std::uint16_t* const from = halves_.data() + place(first, step, 0);
+    for (std::int64_t lane = 0; lane < lanes; ++lane) to[lane] = widen_bfloat16(from[2 * lane]);
+    if (form_.parts == 1) continue;
+    for (std::int64_t lane = 0; lane < lanes; ++lane) {
+      to[lane] += widen_bfloat16(from[size + 2 * lane]);
     }
   }
 }
 
 void PackedPanels::unpack(float* to) const {
-  for (std::int64_t row = 0; row < rows_; ++row) {
-    for (std::int64_t step = 0; step < steps_; ++step) *to++ = at(row, step);
+  const std::int64_t lanes = form_.lanes;
+  float panel[kMostLanes];
+  for (std::int64_t row = 0; row < rows_; row += lanes) {
+    const std::int64_t count = std::min(lanes, rows_ - row);
+    for (std::int64_t step = 0; step < steps_; ++step) {
+      widen(row / lanes, step, step + 1, panel);
+      for (std::int64_t lane = 0; lane < count; ++lane) {
+        to[(row + lane) * steps_ + step] = panel[lane];
+      }
+    }
   }
 }
 

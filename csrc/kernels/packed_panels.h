@@ -62,7 +62,6 @@ class PackedPanels {
 
  private:
   void pack_row(const float* from, std::int64_t row, Precision precision);
-  float at(std::int64_t row, std::int64_t step) const;
   std::int64_t place(std::int64_t row, std::int64_t step, int part) const;
 
   OperandForm form_;

@@ -52,10 +52,12 @@ def build(folder: Path, sanitizers: str, *targets: str) -> Path:
 def test_kernels_and_pool_under_address_and_undefined(tmp_path: Path) -> None:
     names = [
         "test_align_tokens",
+        "test_factor_projection",
         "test_factor_readout",
         "test_factor_readout_precision",
         "test_tile",
         "test_thread_pool",
+        "test_vertex_embed",
     ]
     tests = build(tmp_path, "address,undefined", *names)
     for name in names:
