@@ -236,6 +236,7 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("nbytes", &FactorReadoutPlan::bytes)
       .def_property_readonly("flops_per_image", &FactorReadoutPlan::flops_per_image);
   bind_align_tokens(m);
+  bind_factor_readout_workspace(m);
   m.def(
       "isa",
       [](const std::string& precision) {

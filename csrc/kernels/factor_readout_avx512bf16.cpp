@@ -1,25 +1,10 @@
 // The readout on AVX512-BF16 dot products: a lane multiplies a pair of channels at a time. Tokens
 // are packed as pairs too, [B][pixels + global][Q][depth/2][R].
 #define BRAINFAST_ISA_NAMESPACE readout_avx512bf16
-#include <immintrin.h>
-
-#include "factor_readout_bfloat_lanes.h"
+#include "factor_readout_dots_gradients.h"
 
 namespace brainfast {
 namespace readout_avx512bf16 {
-
-struct DotMachine : Machine<float, 16, 32, 12> {
-  using Operand = Word;
-
-  static BRAINFAST_INLINE __m512bh load_operands(const Word* from) {
-    return reinterpret_cast<__m512bh>(_mm512_load_si512(from));
-  }
-  static BRAINFAST_INLINE void add_product(Vector& sum, __m512bh lanes_operand, Word operand) {
-    const __m512i pairs = _mm512_set1_epi32(static_cast<int>(operand));
-    sum = reinterpret_cast<Vector>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), lanes_operand,
-                                                    reinterpret_cast<__m512bh>(pairs)));
-  }
-};
 
 void measure(BFloatView& view) {
   constexpr int64_t kPad = 32;  // spreads the pixels over the sets of the cache
@@ -124,8 +109,20 @@ void forward(const BFloatView& view, const ReadoutUnit& unit, int64_t image_begi
 
 const BFloatKernels& bfloat_kernels_avx512bf16() {
   namespace here = readout_avx512bf16;
-  static constexpr BFloatKernels kernels{
-      2, 256, here::measure, here::pack_tokens, here::forward_scratch, here::forward};
+  static constexpr BFloatKernels kernels{2,
+                                         256,
+                                         here::measure,
+                                         here::pack_tokens,
+                                         here::pack_weight_pairs,
+                                         here::forward_scratch,
+                                         here::forward,
+                                         here::turned_size,
+                                         here::turn_tokens,
+                                         here::vertex_scratch,
+                                         here::vertex_gradients,
+                                         here::pair_vertices,
+                                         here::token_scratch,
+                                         here::token_gradients};
   return kernels;
 }
 

@@ -32,10 +32,9 @@ VertexScratch<typename M::Scalar> carve(const ReadoutView<typename M::Scalar>& v
 }
 
 // Selector gradients of one group from sums [slots, Q*R, lanes] = w . z.
-template <class M>
+template <class M, class Task>
 void finish_selectors(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
-                      int64_t group, const typename M::Scalar* sums,
-                      const ReadoutVertexTask<typename M::Scalar>& task) {
+                      int64_t group, const typename M::Scalar* sums, const Task& task) {
   using T = typename M::Scalar;
   using Vector = typename M::Vector;
   const int64_t padded = view.blocks * view.rows;
@@ -77,10 +76,10 @@ void finish_selectors(const ReadoutView<typename M::Scalar>& view, const Readout
 }
 
 // One slot's block of layers: sums[r] = w . z_r, and grad_weight [D, lanes] += sum_r coefficient_r
-// z_r.
+// z_r. Images come `image_stride` apart, as many at a time as an operand holds.
 template <class M, int Rows>
-__attribute__((noinline)) void vertex_tile(const typename M::Scalar* x, int64_t image_stride,
-                                           int64_t images, const typename M::Scalar* grad_output,
+__attribute__((noinline)) void vertex_tile(const typename M::Operand* x, int64_t image_stride,
+                                           int64_t images, const typename M::Operand* grad_output,
                                            const typename M::Scalar* weight, int64_t channels,
                                            const typename M::Vector* coefficients,
                                            typename M::Scalar* sums,
@@ -89,11 +88,11 @@ __attribute__((noinline)) void vertex_tile(const typename M::Scalar* x, int64_t 
   Vector sum[Rows] = {};
   for (int64_t d = 0; d < channels; ++d, x += Rows) {
     Vector z[Rows] = {};
-    const typename M::Scalar* from = x;
+    const typename M::Operand* from = x;
     for (int64_t image = 0; image < images; ++image, from += image_stride) {
-      const Vector grad = load<M>(grad_output + image * M::kLanes);
+      const auto grad = M::load_operands(grad_output + image * M::kLanes);
       BRAINFAST_UNROLL
-      for (int r = 0; r < Rows; ++r) z[r] += grad * from[r];
+      for (int r = 0; r < Rows; ++r) M::add_product(z[r], grad, from[r]);
     }
     const Vector w = load<M>(weight + d * M::kLanes);
     Vector total[2] = {load<M>(grad_weight + d * M::kLanes)};  // two chains: half the latency
@@ -106,6 +105,41 @@ __attribute__((noinline)) void vertex_tile(const typename M::Scalar* x, int64_t 
   }
   BRAINFAST_UNROLL
   for (int r = 0; r < Rows; ++r) store<M>(sums + r * M::kLanes, sum[r]);
+}
+
+// All that a group's vertices read: sums [slots, Q*R, lanes], and grad_weight [D, lanes].
+template <class M, int Rows>
+void vertex_sums(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
+                 int64_t group, const typename M::Operand* tokens, int64_t pixel_stride,
+                 int64_t block_stride, int64_t image_stride, int64_t images,
+                 const typename M::Operand* grad_output, const typename M::Scalar* weight,
+                 typename M::Scalar* sums, typename M::Scalar* grad_weight) {
+  using Vector = typename M::Vector;
+  for (int64_t d = 0; d < view.channels; ++d) store<M>(grad_weight + d * M::kLanes, Vector{});
+  const auto* const layers = view.layer + group * view.blocks * Rows * M::kLanes;
+  for (int slot = 0; slot < cell.slots; ++slot) {
+    const Vector corner = load<M>(view.corner + (group * 5 + slot) * M::kLanes);
+    for (int64_t block = 0; block < view.blocks; ++block, sums += Rows * M::kLanes) {
+      Vector coefficients[Rows];
+      BRAINFAST_UNROLL
+      for (int r = 0; r < Rows; ++r) {
+        coefficients[r] = corner * load<M>(layers + (block * Rows + r) * M::kLanes);
+      }
+      vertex_tile<M, Rows>(tokens + cell.pixel[slot] * pixel_stride + block * block_stride,
+                           image_stride, images, grad_output, weight, view.channels, coefficients,
+                           sums, grad_weight);
+    }
+  }
+}
+
+// One image's grad_output [V] -> the group's lanes, zeros where padded.
+template <class M>
+void gather_grad(const ReadoutView<typename M::Scalar>& view, int64_t group,
+                 const typename M::Scalar* grad_output, typename M::Scalar* to) {
+  const std::int32_t* const vertex = view.vertex + group * M::kLanes;
+  for (int64_t i = 0; i < M::kLanes; ++i) {
+    to[i] = vertex[i] >= 0 ? grad_output[vertex[i]] : typename M::Scalar(0);
+  }
 }
 
 // from [D, lanes] over D -> rows of grad_weight [V,D].
@@ -144,36 +178,15 @@ void scatter_weight(const ReadoutView<typename M::Scalar>& view, const ReadoutCe
 template <class M, int Rows>
 void vertex_group(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
                   int64_t group, const ReadoutVertexTask<typename M::Scalar>& task) {
-  using T = typename M::Scalar;
-  const VertexScratch<T> scratch = carve<M>(view, task.images, task.scratch);
-  const std::int32_t* const vertex = view.vertex + group * M::kLanes;
-  const int64_t filled = filled_lanes<M>(cell, group);
+  const auto scratch = carve<M>(view, task.images, task.scratch);
   for (int64_t image = 0; image < task.images; ++image) {
-    T* const to = scratch.grad_output + image * M::kLanes;
-    for (int64_t i = 0; i < M::kLanes; ++i) {
-      to[i] = i < filled ? task.grad_output[image * view.vertices + vertex[i]] : T(0);
-    }
+    gather_grad<M>(view, group, task.grad_output + image * view.vertices,
+                   scratch.grad_output + image * M::kLanes);
   }
-  for (int64_t d = 0; d < view.channels; ++d) {
-    store<M>(scratch.grad_weight + d * M::kLanes, typename M::Vector{});
-  }
-  const T* const weight = group_weights<M>(view, group, 1, scratch.weight);
-  T* sums = scratch.sums;
-  for (int slot = 0; slot < cell.slots; ++slot) {
-    const typename M::Vector corner = load<M>(view.corner + (group * 5 + slot) * M::kLanes);
-    const T* x = task.tokens + cell.pixel[slot] * view.pixel_stride;
-    const T* layer = view.layer + group * view.blocks * Rows * M::kLanes;
-    for (int64_t block = 0; block < view.blocks; ++block) {
-      typename M::Vector coefficients[Rows];
-      BRAINFAST_UNROLL
-      for (int r = 0; r < Rows; ++r) coefficients[r] = corner * load<M>(layer + r * M::kLanes);
-      vertex_tile<M, Rows>(x, view.image_stride, task.images, scratch.grad_output, weight,
-                           view.channels, coefficients, sums, scratch.grad_weight);
-      x += view.channels * Rows;
-      layer += Rows * M::kLanes;
-      sums += Rows * M::kLanes;
-    }
-  }
+  vertex_sums<M, Rows>(view, cell, group, task.tokens, view.pixel_stride, view.channels * Rows,
+                       view.image_stride, task.images, scratch.grad_output,
+                       group_weights<M>(view, group, 1, scratch.weight), scratch.sums,
+                       scratch.grad_weight);
   if (task.space || task.layer || task.scale) {
     finish_selectors<M>(view, cell, group, scratch.sums, task);
   }
