@@ -100,7 +100,8 @@ void BFloatReadout::run(std::int64_t images, const std::uint16_t* packed, Scratc
 
   const std::int64_t size = kernels_.forward_scratch(view_) + kReadoutLine;
   float* const work = scratch.room<float>(kReadoutWork, size * pool.size());
-  float* const response = scratch.room<float>(kReadoutWeight, images * view_.places);
+  float* const response =
+      scratch.room<float>(kReadoutWeight, images * layout_.most_groups() * kLanes);
   const std::int64_t cell = 5 * view_.parts * view_.pixel_stride;
   const std::int64_t block = std::max<std::int64_t>(kCacheElements / cell, 1);
   const auto units = static_cast<std::int64_t>(layout_.units().size());

@@ -49,7 +49,7 @@ void BFloatReadout::token_gradients(std::int64_t images, const float* grad_outpu
   const ReadoutView<float>& sorted = view_.sorted;
   if (images == 0) return;
   const std::int64_t group_size = view_.pair_stride * sorted.lanes / 2;
-  const std::int64_t rows = layout_.most_groups() + sorted.cell_count;
+  const std::int64_t rows = layout_.most_groups() + layout_.most_cells();
   auto* const pairs = scratch.room<std::uint32_t>(kReadoutWeight, rows * group_size);
   pool.run(sorted.cell_count, [&](std::int64_t index, int) {
     const ReadoutCell& cell = sorted.cells[index];

@@ -45,6 +45,7 @@ class ReadoutLayout {
   const ReadoutKernels<T>& kernels() const { return *kernels_; }
   std::int64_t groups() const { return groups_; }
   std::int64_t most_groups() const { return most_groups_; }  // of any order
+  std::int64_t most_cells() const { return static_cast<std::int64_t>(cells_.capacity()); }
   std::int64_t bytes() const;
   std::int64_t corners() const;  // sum over vertices of the tokens that each reads
 
