@@ -76,7 +76,7 @@ struct FactorReadoutPlan::State {
         layout(given, parameters, readout_kernels_of<float>(chosen), pool, unit_vertices(chosen)) {
     if (const BFloatKernels* kernels = bfloat_kernels_of(chosen)) {
       bfloat = std::make_unique<BFloatReadout>(layout, *kernels, wanted);
-      bfloat->update(true, pool);
+      bfloat->update(pool);
       layout.forget_weight();
     } else {
       layout.pack_weight(pool);

@@ -37,7 +37,7 @@ BFloatReadout::BFloatReadout(const ReadoutLayout<float>& layout, const BFloatKer
   place_.reserve(view_.sorted.vertices);
 }
 
-void BFloatReadout::update(bool moved, ThreadPool& pool) {
+void BFloatReadout::update(ThreadPool& pool) {
   view_.sorted = layout_.view();
   const float* const weight = view_.sorted.weight;
   view_.sorted.weight = nullptr;  // the caller's array need not live on
@@ -46,7 +46,6 @@ void BFloatReadout::update(bool moved, ThreadPool& pool) {
   pool.run(layout_.groups(), [&](std::int64_t group, int) {
     kernels_.pack_weight(view_, group, weight, weight_.data() + group * size);
   });
-  if (!moved) return;
   for (std::int64_t place = 0; place < view_.places; ++place) {
     const std::int32_t vertex = view_.sorted.vertex[place];
     if (vertex >= 0) place_.data()[vertex] = static_cast<std::int32_t>(place);

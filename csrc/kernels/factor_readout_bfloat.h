@@ -23,8 +23,8 @@ class BFloatReadout {
   BFloatReadout(const ReadoutLayout<float>& layout, const BFloatKernels& kernels,
                 Precision precision);
 
-  // Packs the weights that the layout's view remembers; `moved` says that its order is another.
-  void update(bool moved, ThreadPool& pool);
+  // Packs the weights that the layout's view remembers.
+  void update(ThreadPool& pool);
 
   std::int64_t image_stride() const { return view_.image_stride; }  // of packed tokens
   void pack_tokens(const ReadoutTokens<float>& tokens, std::uint16_t* packed,

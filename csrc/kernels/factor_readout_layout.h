@@ -33,8 +33,8 @@ class ReadoutLayout {
 
   // Sorts and packs parameters of the same sizes. `parameters.weight` is only remembered, by the
   // view; pack_weight copies it. The order depends on these parameters alone, never on earlier
-  // ones: by cell, then by the caller's index. True where it differs from the one before.
-  bool update(const ReadoutParameters<T>& parameters, ThreadPool& pool);
+  // ones: by cell, then by the caller's index.
+  void update(const ReadoutParameters<T>& parameters, ThreadPool& pool);
 
   void reserve_weight() { weight_.reserve(most_groups_ * view_.channels * view_.lanes); }
   void pack_weight(ThreadPool& pool);
@@ -53,7 +53,7 @@ class ReadoutLayout {
   std::int64_t unit_groups() const {
     return std::max<std::int64_t>(unit_vertices_ / view_.lanes, 4);
   }
-  bool locate_vertices(const T* space, ThreadPool& pool);
+  void locate_vertices(const T* space, ThreadPool& pool);
   void sort();
   void add_cell(std::int64_t index, std::int64_t count);
   void cut_units();
@@ -65,7 +65,6 @@ class ReadoutLayout {
   std::int64_t unit_vertices_;
   ReadoutView<T> view_{};
   std::int64_t groups_ = 0, most_groups_ = 0;
-  bool sorted_ = false;
   std::vector<ReadoutCell> cells_;
   std::vector<ReadoutUnit> units_;
   std::vector<std::int64_t> count_, next_;  // [cells], of vertices

@@ -65,9 +65,9 @@ void FactorReadoutWorkspace::forward(const ReadoutParameters<float>& parameters,
     round_readout_operands(state.precision, size, parameters.weight, state.weight.data(), *pool);
     used.weight = state.weight.data();
   }
-  const bool moved = state.layout.update(used, *pool);
+  state.layout.update(used, *pool);
   if (state.bfloat) {
-    state.bfloat->update(moved, *pool);
+    state.bfloat->update(*pool);
     state.layout.forget_weight();
     state.pairs.reserve(tokens.images * state.bfloat->image_stride());
     state.bfloat->pack_tokens(tokens, state.pairs.data(), *pool);
