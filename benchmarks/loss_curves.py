@@ -24,7 +24,6 @@ from brainfast.training import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "pictures" / "loss_precision.png"
-IMAGES, VERTICES = 280, 1500
 POINTS = 30  # of each curve
 
 
@@ -52,7 +51,7 @@ RUNS = (
 def measure(folder: Path) -> list[Curve]:
     """Train the three runs on one subject and one trunk."""
     trunk = demo_trunk(pretrained=False, seed=0)
-    simulate(folder / "subj01", trunk, n_images=IMAGES, vertices=VERTICES)
+    simulate(folder / "subj01", trunk)
     data = open_subject(folder / "subj01")
     recipe = RECIPES["demo"]
     curves = []

@@ -103,7 +103,7 @@ def strict(subject, tmp_path_factory):
 
 
 # Rounding is noise of a few thousandths in every gradient, and the curves part by about a hundredth
-# of what training gains; without the gradient of a selector or the weights, by six hundredths and more.
+# of what training gains; without the gradient of a selector or of the weights, by six and more.
 BAR = 0.02
 
 
