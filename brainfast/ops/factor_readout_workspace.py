@@ -38,7 +38,7 @@ class FactorReadoutWorkspace:
             raise BrainfastError("precision", expected="fp32 or bf16", got=repr(precision))
         self.precision, self.isa = precision, isa
         self._sizes: _Sizes = (0, 1, 1, 1, 1, False)
-        self._kernels = self._make_kernels()
+        self._kernels = self._make_kernels(self._sizes)
         self._last: weakref.ref[_Call] | None = None
 
     def __call__(
@@ -58,8 +58,8 @@ class FactorReadoutWorkspace:
         _, layers, channels, height, width = local.shape
         sizes = (len(weight), layers, channels, height, width, align_corners)
         if sizes != self._sizes:
+            self._kernels = self._make_kernels(sizes)
             self._sizes = sizes
-            self._kernels = self._make_kernels()
         response: torch.Tensor = _Step.apply(self, *tensors)
         return response
 
@@ -72,9 +72,9 @@ class FactorReadoutWorkspace:
     def __reduce__(self) -> tuple[Any, ...]:
         return FactorReadoutWorkspace, (self.precision, self.isa)
 
-    def _make_kernels(self) -> _C.FactorReadoutWorkspace:
+    def _make_kernels(self, sizes: _Sizes) -> _C.FactorReadoutWorkspace:
         try:
-            return _C.FactorReadoutWorkspace(*self._sizes, self.isa, self.precision)
+            return _C.FactorReadoutWorkspace(*sizes, self.isa, self.precision)
         except ValueError as error:
             names = ", ".join(_C.supported_isas("bf16"))
             raise BrainfastError(
@@ -111,7 +111,7 @@ class _Step(torch.autograd.Function):
         _check_last(workspace, ctx.call)
         ctx.call.done = True
         # Fresh memory each step: torch keeps a gradient without a copy where nobody else holds it,
-        # and the allocator gives back the pages of the one that the optimiser has let go.
+        # and the allocator hands out the pages of the one that was let go: no page faults.
         grads = [
             grad_output.new_empty(shape) if need else None
             for shape, need in zip(ctx.shapes, ctx.needs_input_grad[1:], strict=True)
