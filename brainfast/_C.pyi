@@ -75,6 +75,40 @@ class FactorReadoutPlan:
     @property
     def flops_per_image(self) -> int: ...
 
+class FactorReadoutWorkspace:
+    def __init__(
+        self,
+        vertices: int,
+        layers: int,
+        channels: int,
+        height: int,
+        width: int,
+        align_corners: bool = False,
+        isa: str = "",
+        precision: str = "fp32",
+    ) -> None: ...
+    def forward(
+        self,
+        local: NDArray[np.float32],  # [B,L,D,H,W]
+        global_: NDArray[np.float32],  # [B,L,D]
+        space: NDArray[np.float32],  # [V,2]
+        layer: NDArray[np.float32],  # [V,L]
+        scale: NDArray[np.float32],  # [V]
+        weight: NDArray[np.float32],  # [V,D]
+        bias: NDArray[np.float32],  # [V]
+        out: NDArray[np.float32],  # [B,V]
+    ) -> None: ...
+    def backward(
+        self,
+        grad_output: NDArray[np.float32],  # [B,V]
+        # local, global_, space, layer, scale, weight, bias
+        out: Sequence[NDArray[np.float32] | None],
+    ) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+
 class AlignTokensPlan:
     def __init__(
         self,

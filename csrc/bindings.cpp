@@ -237,6 +237,7 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("flops_per_image", &FactorReadoutPlan::flops_per_image);
   bind_align_tokens(m);
   bind_factor_projection(m);
+  bind_factor_readout_workspace(m);
   bind_vertex_embed(m);
   m.def(
       "isa",

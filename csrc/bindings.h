@@ -57,6 +57,7 @@ T* write(py::array& array, const char* name, const Sizes& shape) {
 
 void bind_align_tokens(py::module_& m);
 void bind_factor_projection(py::module_& m);
+void bind_factor_readout_workspace(py::module_& m);
 void bind_vertex_embed(py::module_& m);
 
 }  // namespace brainfast

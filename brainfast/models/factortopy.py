@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from ..card import Side
 from ..errors import BrainfastError
 from ..folded import FoldedFactorTopy
-from ..ops import factor_readout
+from ..ops import FactorReadoutWorkspace, factor_readout
 from ..tokens import Tokens, downsample
 
 FREQUENCIES = 32
@@ -138,6 +138,8 @@ class FactorTopy(nn.Module):
                 self.register_buffer(f"std_{scale}_{index}", torch.ones(count))
         self.weight = _linear(vertices * self.config.samples, dim, fan_in=dim)
         self.bias = nn.Parameter(_linear(vertices * self.config.samples, 1, fan_in=dim)[:, 0])
+        self._head_precision: Literal["fp32", "bf16"] = "fp32"
+        self._workspaces: list[FactorReadoutWorkspace] = []
 
     @property
     def V(self) -> int:
@@ -157,10 +159,16 @@ class FactorTopy(nn.Module):
     def respond(self, tokens: Tokens, selectors: Selectors) -> torch.Tensor:
         """`forward` with selectors that were evaluated already -> [B,V]."""
         local, global_ = self.align(tokens)
-        response = factor_readout(local, global_, *selectors, self.weight, self.bias)
+        readout = self._workspace() if self._trains_on_cpu(local) else factor_readout
+        response: torch.Tensor = readout(local, global_, *selectors, self.weight, self.bias)
         if self.config.samples == 1:
             return response
         return response.reshape(len(response), self.V, self.config.samples).mean(dim=2)
+
+    def set_head_precision(self, precision: Literal["fp32", "bf16"]) -> None:
+        """Operands of the readout in training on a CPU; without gradients it is always float32."""
+        self._head_precision = precision
+        self._workspaces.clear()
 
     def align(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
         """Raw tokens -> local [B,L,D,H,W] and global [B,L,D] in the shared channel space."""
@@ -229,6 +237,23 @@ class FactorTopy(nn.Module):
             samples=samples,
             pool_space=not self.config.space_selector,
         )
+
+    def _trains_on_cpu(self, local: torch.Tensor) -> bool:
+        floats = all(x.dtype == torch.float32 and x.is_cpu for x in (local, self.weight))
+        return floats and self.training and torch.is_grad_enabled()
+
+    def _workspace(self) -> FactorReadoutWorkspace:
+        """One whose last call waits for no backward: several graphs may be alive at a time."""
+        for workspace in self._workspaces:
+            if not workspace.waiting:
+                return workspace
+        self._workspaces.append(FactorReadoutWorkspace(self._head_precision))
+        return self._workspaces[-1]
+
+    def _apply(self, *args: Any, **options: Any) -> Any:
+        # Other devices and dtypes have no use for the memory.
+        self._workspaces.clear()
+        return super()._apply(*args, **options)  # type: ignore[no-untyped-call]
 
     def _make_selectors(self) -> None:
         outputs = {"space": 2 * self.config.samples, "layer": len(self.layers), "scale": 1}

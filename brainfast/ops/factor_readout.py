@@ -11,7 +11,7 @@ from .. import _C
 from ..errors import BrainfastError
 from . import reference
 
-_LETTERS = {
+LETTERS = {
     "local": "BLDHW",
     "global_": "BLD",
     "space": "V2",
@@ -44,7 +44,7 @@ def factor_readout(
     BrainfastError. Source: Yang et al., Brain Decodes Deep Nets, Listing 1.
     """
     tensors = (local, global_, space, layer, scale, weight, bias)
-    _check(dict(zip(_LETTERS, tensors, strict=True)))
+    check_arguments(dict(zip(LETTERS, tensors, strict=True)))
     response: torch.Tensor = _readout(*tensors, align_corners=align_corners)
     return response
 
@@ -61,7 +61,7 @@ def _readout(
     *,
     align_corners: bool = False,
 ) -> torch.Tensor:
-    _check_finite(space)
+    check_finite(space)
     tensors = _in_compute_dtype(local, global_, space, layer, scale, weight, bias)
     if local.device.type != "cpu":
         return reference.factor_readout_cells(*tensors, align_corners=align_corners)
@@ -148,11 +148,12 @@ def _in_compute_dtype(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return [tensor.to(dtype) for tensor in tensors]
 
 
-def _check(tensors: dict[str, torch.Tensor]) -> None:
+def check_arguments(tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse ranks, sizes, dtypes and devices that do not fit together; names as in LETTERS."""
     local = tensors["local"]
     sizes: dict[str, int] = {"2": 2}
     for name, tensor in tensors.items():
-        letters = _LETTERS[name]
+        letters = LETTERS[name]
         shape = f"[{','.join(letters)}]"
         if tensor.ndim != len(letters):
             raise BrainfastError(name, expected=shape, got=f"shape {list(tensor.shape)}")
@@ -191,7 +192,8 @@ def _check_kind(name: str, tensor: torch.Tensor, local: torch.Tensor) -> None:
         )
 
 
-def _check_finite(space: torch.Tensor) -> None:
+def check_finite(space: torch.Tensor) -> None:  # [V,2]
+    """Refuse sampling points that are NaN or infinite."""
     bad = ~torch.isfinite(space).all(dim=1)
     if bad.any():
         raise BrainfastError(

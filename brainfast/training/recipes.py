@@ -17,6 +17,8 @@ class Recipe(BaseModel):
     regularizer_steps; patience: epochs without a better validation R2 before the run stops;
     soup: how many of the best validation checkpoints may enter the greedy soup (0: the best alone).
     soup_split: where the soup is chosen; "heldout" is the paper's text, and leaks the test images.
+    head_precision: operands of the readout's training step on a CPU; bf16 rounds them, and keeps
+    parameters, gradients and sums in float32. Validation is always float32.
     head: options of the model, for example dim; trunk: options of `Trunk.create`.
     """
 
@@ -37,6 +39,7 @@ class Recipe(BaseModel):
     scale_regularizer: bool = False
     soup: int = Field(default=10, ge=0)
     soup_split: Literal["val", "heldout"] = "val"
+    head_precision: Literal["fp32", "bf16"] = "fp32"
     head: dict[str, Any] = Field(default_factory=dict)
     trunk: dict[str, Any] = Field(default_factory=dict)
 

@@ -102,7 +102,9 @@ class Trainer:
         device: torch.device,
         progress: bool,
     ) -> None:
+        _check_precision(recipe, device)
         self.model, self.recipe, self.device = model.to(device), recipe, device
+        self.model.set_head_precision(recipe.head_precision)
         self.train, self.validation = train, validation
         self.soup = validation if soup is None else soup
         self.work = work
@@ -229,6 +231,16 @@ class Trainer:
             expected="a finite loss",
             got=got,
             remedy=f"{kept} in {self.work}; lower the learning rate or check the responses",
+        )
+
+
+def _check_precision(recipe: Recipe, device: torch.device) -> None:
+    if recipe.head_precision != "fp32" and device.type != "cpu":
+        raise BrainfastError(
+            "head_precision",
+            expected=f"fp32 on {device.type}",
+            got=recipe.head_precision,
+            remedy="train on the CPU, or take fp32",
         )
 
 

@@ -3,152 +3,23 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <type_traits>
 
 #include "../runtime/scratch.h"
 #include "../runtime/thread_pool.h"
 #include "bfloat16.h"
 #include "factor_readout_bfloat.h"
 #include "factor_readout_layout.h"
+#include "factor_readout_passes.h"
 
 namespace brainfast {
 namespace {
 
-constexpr std::int64_t kLine = 16;  // elements that keep the scratch of two threads apart
-
 template <class T>
-const ReadoutKernels<T>& kernels_of(Isa isa) {
-  if constexpr (std::is_same_v<T, double>) {
-    return readout_kernels_portable_double();
-  } else {
-    if (isa == Isa::amx_emulated) return readout_kernels_wide();
-#if defined(BRAINFAST_X86_KERNELS)
-    if (isa >= Isa::avx512) return readout_kernels_avx512();
-    if (isa == Isa::avx2) return readout_kernels_avx2();
-#endif
-    return readout_kernels_portable();
-  }
-}
-
-// What the numbered buffers of a scratch hold.
-enum Buffer { kTokens, kWork, kWeight };
-
-template <class T>
-void pack_tokens(const ReadoutLayout<T>& layout, const ReadoutTokens<T>& tokens, T* packed,
+T* packed_tokens(const ReadoutLayout<T>& layout, const ReadoutTokens<T>& tokens, Scratch& scratch,
                  ThreadPool& pool) {
-  constexpr std::int64_t kChannels = 32;
-  const ReadoutView<T>& view = layout.view();
-  const std::int64_t parts = (view.channels + kChannels - 1) / kChannels;
-  const std::int64_t rows = view.layers * view.channels;
-  pool.run(tokens.images * parts, [&](std::int64_t task, int) {
-    const std::int64_t image = task / parts, begin = task % parts * kChannels;
-    layout.kernels().pack_tokens(
-        view, tokens.local + image * rows * view.pixels, tokens.global + image * rows, begin,
-        std::min(begin + kChannels, view.channels), packed + image * view.image_stride);
-  });
-}
-
-void round_tokens(Precision precision, std::int64_t count, float* packed, ThreadPool& pool) {
-  constexpr std::int64_t kPiece = 1 << 14;
-  pool.run((count + kPiece - 1) / kPiece, [&](std::int64_t task, int) {
-    float* const at = packed + task * kPiece;
-    round_operands(precision, std::min(kPiece, count - task * kPiece), at, at);
-  });
-}
-
-template <class T>
-void run_forward(const ReadoutLayout<T>& layout, const ReadoutTokens<T>& tokens, Scratch& scratch,
-                 T* output, ThreadPool& pool, Precision precision = Precision::fp32) {
-  constexpr std::int64_t kCacheElements = 1 << 16;  // of tokens that a cell reads from
-  const ReadoutView<T>& view = layout.view();
-  if (tokens.images == 0 || view.vertices == 0) return;
-  T* const packed = scratch.room<T>(kTokens, tokens.images * view.image_stride);
-  pack_tokens(layout, tokens, packed, pool);
-  if constexpr (std::is_same_v<T, float>) {
-    if (precision != Precision::fp32) {
-      round_tokens(precision, tokens.images * view.image_stride, packed, pool);
-    }
-  }
-  const std::int64_t size = layout.kernels().forward_scratch(view) + kLine;
-  T* const work = scratch.room<T>(kWork, size * pool.size());
-  // Weights that are packed on the way are packed once a unit, so then all images go together.
-  const std::int64_t fitting = std::max<std::int64_t>(kCacheElements / (5 * view.pixel_stride), 1);
-  const std::int64_t block = view.packed_weight ? fitting : tokens.images;
-  const std::int64_t blocks = (tokens.images + block - 1) / block;
-  const auto units = static_cast<std::int64_t>(layout.units().size());
-  pool.run(units * blocks, [&](std::int64_t task, int participant) {
-    const std::int64_t begin = task / units * block;
-    layout.kernels().forward(view, layout.units()[task % units], begin,
-                             std::min(begin + block, tokens.images), packed, output,
-                             work + participant * size);
-  });
-}
-
-// Token gradients of every image. A task is an image and a slice of its channels; how wide the
-// slices are changes no sum, so it may follow the number of threads. sort_weight(group, to) is the
-// kernels' own, or another that knows where the weights are.
-template <class T, class F>
-void run_token_gradients(const ReadoutLayout<T>& layout, std::int64_t images, const T* grad_output,
-                         T* local, T* global, Scratch& scratch, ThreadPool& pool, F&& sort_weight) {
-  const ReadoutView<T>& view = layout.view();
-  if (images == 0) return;
-  std::int64_t width = 8 * view.lanes;
-  while (width > 2 * view.lanes &&
-         images * ((view.channels + width - 1) / width) < 4 * pool.size()) {
-    width /= 2;
-  }
-  const std::int64_t slices = (view.channels + width - 1) / width;
-  const std::int64_t size = layout.kernels().token_scratch(view, width) + kLine;
-  T* const work = scratch.room<T>(kWork, size * pool.size());
-  const std::int64_t rows = view.layers * view.channels;
-  const std::int64_t group_size = view.lanes * view.sorted_stride;
-  T* const sorted = scratch.room<T>(kWeight, layout.groups() * group_size);
-  pool.run(layout.groups(),
-           [&](std::int64_t group, int) { sort_weight(group, sorted + group * group_size); });
-  pool.run(images * slices, [&](std::int64_t task, int participant) {
-    const std::int64_t image = task / slices, begin = task % slices * width;
-    ReadoutTokenTask<T> slice{};
-    slice.channel_begin = begin;
-    slice.channel_end = std::min(begin + width, view.channels);
-    slice.sorted_weight = sorted;
-    slice.grad_output = grad_output + image * view.vertices;
-    slice.local = local ? local + image * rows * view.pixels : nullptr;
-    slice.global = global ? global + image * rows : nullptr;
-    slice.scratch = work + participant * size;
-    layout.kernels().token_gradients(view, slice);
-  });
-}
-
-template <class T>
-void run_vertex_gradients(const ReadoutLayout<T>& layout, const ReadoutTokens<T>& tokens,
-                          const T* grad_output, const ReadoutGradients<T>& gradients,
-                          Scratch& scratch, ThreadPool& pool) {
-  const ReadoutView<T>& view = layout.view();
-  T* const packed = scratch.room<T>(kTokens, tokens.images * view.image_stride);
-  pack_tokens(layout, tokens, packed, pool);
-  const std::int64_t size = layout.kernels().vertex_scratch(view, tokens.images) + kLine;
-  T* const work = scratch.room<T>(kWork, size * pool.size());
-  pool.run(static_cast<std::int64_t>(layout.units().size()),
-           [&](std::int64_t unit, int participant) {
-             ReadoutVertexTask<T> piece{};
-             piece.images = tokens.images;
-             piece.tokens = packed;
-             piece.grad_output = grad_output;
-             piece.space = gradients.space;
-             piece.layer = gradients.layer;
-             piece.scale = gradients.scale;
-             piece.weight = gradients.weight;
-             piece.scratch = work + participant * size;
-             layout.kernels().vertex_gradients(view, layout.units()[unit], piece);
-           });
-}
-
-template <class T>
-void sum_images(const T* grad_output, std::int64_t images, std::int64_t vertices, T* grad_bias) {
-  std::fill_n(grad_bias, vertices, T(0));
-  for (std::int64_t image = 0; image < images; ++image) {
-    for (std::int64_t v = 0; v < vertices; ++v) grad_bias[v] += grad_output[image * vertices + v];
-  }
+  T* const packed = scratch.room<T>(kReadoutTokens, tokens.images * layout.view().image_stride);
+  pack_readout_tokens(layout, tokens, packed, pool);
+  return packed;
 }
 
 }  // namespace
@@ -157,9 +28,10 @@ template <class T>
 void factor_readout_forward(const ReadoutShape& shape, const ReadoutParameters<T>& parameters,
                             const ReadoutTokens<T>& tokens, T* output, Isa isa) {
   const auto pool = shared_pool();
-  const ReadoutLayout<T> layout(shape, parameters, kernels_of<T>(isa), *pool);
+  const ReadoutLayout<T> layout(shape, parameters, readout_kernels_of<T>(isa), *pool);
   BorrowedScratch scratch(pool->shelf());
-  run_forward(layout, tokens, *scratch, output, *pool);
+  run_readout(layout, tokens.images, packed_tokens(layout, tokens, *scratch, *pool), output,
+              *scratch, *pool);
 }
 
 template <class T>
@@ -167,20 +39,20 @@ void factor_readout_backward(const ReadoutShape& shape, const ReadoutParameters<
                              const ReadoutTokens<T>& tokens, const T* grad_output,
                              const ReadoutGradients<T>& gradients, Isa isa) {
   const auto pool = shared_pool();
-  if (gradients.bias) sum_images(grad_output, tokens.images, shape.vertices, gradients.bias);
-  if (!gradients.local && !gradients.global && !gradients.space && !gradients.layer &&
-      !gradients.scale && !gradients.weight) {
-    return;
+  if (gradients.bias) {
+    sum_images(grad_output, tokens.images, shape.vertices, gradients.bias, *pool);
   }
-  const ReadoutLayout<T> layout(shape, parameters, kernels_of<T>(isa), *pool);
+  if (!gradients.of_vertices() && !gradients.of_tokens()) return;
+  const ReadoutLayout<T> layout(shape, parameters, readout_kernels_of<T>(isa), *pool);
   BorrowedScratch scratch(pool->shelf());
-  if (gradients.space || gradients.layer || gradients.scale || gradients.weight) {
-    run_vertex_gradients(layout, tokens, grad_output, gradients, *scratch, *pool);
+  if (gradients.of_vertices()) {
+    run_vertex_gradients(layout, tokens.images, packed_tokens(layout, tokens, *scratch, *pool),
+                         grad_output, gradients, *scratch, *pool);
   }
-  if (gradients.local || gradients.global) {
-    run_token_gradients(
-        layout, tokens.images, grad_output, gradients.local, gradients.global, *scratch, *pool,
-        [&](std::int64_t group, T* to) { layout.kernels().sort_weight(layout.view(), group, to); });
+  if (gradients.of_tokens()) {
+    const T* const sorted = sorted_weight(layout, *scratch, *pool);
+    run_token_gradients(layout, tokens.images, sorted, grad_output, gradients.local,
+                        gradients.global, *scratch, *pool);
   }
 }
 
@@ -201,9 +73,10 @@ struct FactorReadoutPlan::State {
       : shape(given),
         precision(wanted),
         isa(chosen),
-        layout(given, parameters, kernels_of<float>(chosen), pool, unit_vertices(chosen)) {
+        layout(given, parameters, readout_kernels_of<float>(chosen), pool, unit_vertices(chosen)) {
     if (const BFloatKernels* kernels = bfloat_kernels_of(chosen)) {
-      bfloat = std::make_unique<BFloatReadout>(layout, *kernels, wanted, pool);
+      bfloat = std::make_unique<BFloatReadout>(layout, *kernels, wanted);
+      bfloat->update(pool);
       layout.forget_weight();
     } else {
       layout.pack_weight(pool);
@@ -245,10 +118,20 @@ void FactorReadoutPlan::run(const ReadoutTokens<float>& tokens, float* output) c
   const auto pool = shared_pool();
   BorrowedScratch scratch(pool->shelf());
   if (state_->bfloat) {
-    state_->bfloat->run(tokens, *scratch, output, *pool);
-  } else {
-    run_forward(state_->layout, tokens, *scratch, output, *pool, state_->precision);
+    BFloatReadout& bfloat = *state_->bfloat;
+    auto* const packed =
+        scratch->room<std::uint16_t>(kReadoutTokens, tokens.images * bfloat.image_stride());
+    bfloat.pack_tokens(tokens, packed, *pool);
+    bfloat.run(tokens.images, packed, *scratch, output, *pool);
+    return;
   }
+  const ReadoutLayout<float>& layout = state_->layout;
+  float* const packed = packed_tokens(layout, tokens, *scratch, *pool);
+  if (state_->precision != Precision::fp32) {
+    round_readout_operands(state_->precision, tokens.images * layout.view().image_stride, packed,
+                           packed, *pool);
+  }
+  run_readout(layout, tokens.images, packed, output, *scratch, *pool);
 }
 
 void FactorReadoutPlan::adjoint(std::int64_t objectives, const float* grad_output, float* local,
@@ -256,14 +139,9 @@ void FactorReadoutPlan::adjoint(std::int64_t objectives, const float* grad_outpu
   const auto pool = shared_pool();
   BorrowedScratch scratch(pool->shelf());
   const ReadoutLayout<float>& layout = state_->layout;
-  run_token_gradients(layout, objectives, grad_output, local, global, *scratch, *pool,
-                      [&](std::int64_t group, float* to) {
-                        if (state_->bfloat) {
-                          state_->bfloat->sort_weight(group, to);
-                        } else {
-                          layout.kernels().sort_weight(layout.view(), group, to);
-                        }
-                      });
+  const float* const sorted = state_->bfloat ? state_->bfloat->sorted_weight(*scratch, *pool)
+                                             : sorted_weight(layout, *scratch, *pool);
+  run_token_gradients(layout, objectives, sorted, grad_output, local, global, *scratch, *pool);
 }
 
 const ReadoutShape& FactorReadoutPlan::shape() const { return state_->shape; }
@@ -281,7 +159,7 @@ std::int64_t FactorReadoutPlan::flops_per_image() const {
 double fma_ceiling(Isa isa, double seconds) {
   using Clock = std::chrono::steady_clock;
   const auto pool = shared_pool();
-  const ReadoutKernels<float>& kernels = kernels_of<float>(isa);
+  const ReadoutKernels<float>& kernels = readout_kernels_of<float>(isa);
   std::atomic<std::int64_t> operations{0};
   const auto begin = Clock::now();
   const auto end = begin + std::chrono::duration<double>(seconds);

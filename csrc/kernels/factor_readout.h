@@ -51,6 +51,9 @@ struct ReadoutGradients {
   T* scale = nullptr;   // [V]
   T* weight = nullptr;  // [V,D]
   T* bias = nullptr;    // [V]
+
+  bool of_tokens() const { return local || global; }
+  bool of_vertices() const { return space || layer || scale || weight; }  // the bias apart
 };
 
 // T is float or double; double always runs the portable kernels. Results are the same bits for any

@@ -1,5 +1,5 @@
 #define BRAINFAST_ISA_NAMESPACE readout_amx
-#include "factor_readout_tiles.h"
+#include "factor_readout_tiles_table.h"
 
 namespace brainfast {
 

@@ -1,6 +1,6 @@
 #define BRAINFAST_ISA_NAMESPACE readout_amx_emulated
 #include "factor_readout_lanes_table.h"
-#include "factor_readout_tiles.h"
+#include "factor_readout_tiles_table.h"
 
 namespace brainfast {
 

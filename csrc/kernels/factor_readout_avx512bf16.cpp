@@ -1,8 +1,7 @@
 // The readout on AVX512-BF16 dot products: a lane multiplies a pair of channels at a time. Tokens
 // are packed as pairs too, [B][pixels + global][Q][depth/2][R].
 #define BRAINFAST_ISA_NAMESPACE readout_avx512bf16
-#include "dot_machine.h"
-#include "factor_readout_bfloat_lanes.h"
+#include "factor_readout_dots_gradients.h"
 
 namespace brainfast {
 namespace readout_avx512bf16 {
@@ -110,8 +109,20 @@ void forward(const BFloatView& view, const ReadoutUnit& unit, int64_t image_begi
 
 const BFloatKernels& bfloat_kernels_avx512bf16() {
   namespace here = readout_avx512bf16;
-  static constexpr BFloatKernels kernels{
-      2, 256, here::measure, here::pack_tokens, here::forward_scratch, here::forward};
+  static constexpr BFloatKernels kernels{2,
+                                         256,
+                                         here::measure,
+                                         here::pack_tokens,
+                                         here::pack_weight_pairs,
+                                         here::forward_scratch,
+                                         here::forward,
+                                         here::turned_size,
+                                         here::turn_tokens,
+                                         here::vertex_scratch,
+                                         here::vertex_gradients,
+                                         here::pair_vertices,
+                                         here::token_scratch,
+                                         here::token_gradients};
   return kernels;
 }
 

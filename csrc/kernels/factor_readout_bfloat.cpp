@@ -3,14 +3,12 @@
 #include <algorithm>
 
 #include "bfloat16.h"
+#include "factor_readout_passes.h"
 
 namespace brainfast {
 namespace {
 
 constexpr std::int64_t kLanes = 16;
-constexpr std::int64_t kLine = 16;  // floats that keep the scratch of two threads apart
-
-enum Buffer { kTokens, kWork, kResponse };
 
 std::int64_t pieces(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
 
@@ -27,39 +25,30 @@ const BFloatKernels* bfloat_kernels_of(Isa isa) {
 }
 
 BFloatReadout::BFloatReadout(const ReadoutLayout<float>& layout, const BFloatKernels& kernels,
-                             Precision precision, ThreadPool& pool)
+                             Precision precision)
     : layout_(layout), kernels_(kernels) {
-  const float* const weight = layout.view().weight;
   view_.sorted = layout.view();
-  view_.sorted.weight = nullptr;  // the caller's array need not live on
   view_.parts = precision == Precision::bf16x3 ? 2 : 1;
   view_.depth = pieces(view_.sorted.channels, kernels.depth_step) * kernels.depth_step;
-  view_.places = layout.groups() * kLanes;
+  view_.pair_stride = (pieces(view_.sorted.channels, 32) + 1) * 32;
   kernels.measure(view_);
-  weight_.reserve(layout.groups() * view_.parts * view_.depth * kLanes);
-  pool.run(layout.groups(), [&](std::int64_t group, int) { pack_group(weight, group); });
+  weight_.reserve(layout.most_groups() * view_.parts * view_.depth * kLanes);
   view_.weight = weight_.data();
   place_.reserve(view_.sorted.vertices);
+}
+
+void BFloatReadout::update(ThreadPool& pool) {
+  view_.sorted = layout_.view();
+  const float* const weight = view_.sorted.weight;
+  view_.sorted.weight = nullptr;  // the caller's array need not live on
+  view_.places = layout_.groups() * kLanes;
+  const std::int64_t size = view_.parts * view_.depth * kLanes;
+  pool.run(layout_.groups(), [&](std::int64_t group, int) {
+    kernels_.pack_weight(view_, group, weight, weight_.data() + group * size);
+  });
   for (std::int64_t place = 0; place < view_.places; ++place) {
     const std::int32_t vertex = view_.sorted.vertex[place];
     if (vertex >= 0) place_.data()[vertex] = static_cast<std::int32_t>(place);
-  }
-}
-
-void BFloatReadout::pack_group(const float* weight, std::int64_t group) {
-  const std::int64_t size = view_.depth * kLanes;
-  std::uint16_t* const to = weight_.data() + group * view_.parts * size;
-  std::fill_n(to, view_.parts * size, std::uint16_t{0});
-  for (std::int64_t lane = 0; lane < kLanes; ++lane) {
-    const std::int64_t vertex = view_.sorted.vertex[group * kLanes + lane];
-    if (vertex < 0) break;
-    const float* const row = weight + vertex * view_.sorted.channels;
-    for (std::int64_t d = 0; d < view_.sorted.channels; ++d) {
-      const BFloatHalves halves = split_bfloat16(row[d]);
-      const std::int64_t at = d / 2 * 2 * kLanes + 2 * lane + d % 2;
-      to[at] = halves.high;
-      if (view_.parts == 2) to[size + at] = halves.low;
-    }
   }
 }
 
@@ -79,14 +68,17 @@ void BFloatReadout::sort_weight(std::int64_t group, float* sorted) const {
   }
 }
 
-void BFloatReadout::run(const ReadoutTokens<float>& tokens, Scratch& scratch, float* output,
-                        ThreadPool& pool) const {
-  constexpr std::int64_t kPackChannels = 32, kPermute = 4096;
-  constexpr std::int64_t kCacheElements = 1 << 17;  // of tokens that a cell reads from
-  const std::int64_t vertices = view_.sorted.vertices;
-  if (tokens.images == 0 || vertices == 0) return;
+const float* BFloatReadout::sorted_weight(Scratch& scratch, ThreadPool& pool) const {
+  const std::int64_t size = kLanes * view_.sorted.sorted_stride;
+  float* const sorted = scratch.room<float>(kReadoutWeight, layout_.groups() * size);
+  pool.run(layout_.groups(),
+           [&](std::int64_t group, int) { sort_weight(group, sorted + group * size); });
+  return sorted;
+}
 
-  auto* const packed = scratch.room<std::uint16_t>(kTokens, tokens.images * view_.image_stride);
+void BFloatReadout::pack_tokens(const ReadoutTokens<float>& tokens, std::uint16_t* packed,
+                                ThreadPool& pool) const {
+  constexpr std::int64_t kPackChannels = 32;
   const std::int64_t parts = pieces(view_.sorted.channels, kPackChannels);
   const std::int64_t rows = view_.sorted.layers * view_.sorted.channels;
   pool.run(tokens.images * parts, [&](std::int64_t task, int) {
@@ -96,24 +88,32 @@ void BFloatReadout::run(const ReadoutTokens<float>& tokens, Scratch& scratch, fl
                          std::min(begin + kPackChannels, view_.sorted.channels),
                          packed + image * view_.image_stride);
   });
+}
 
-  const std::int64_t size = kernels_.forward_scratch(view_) + kLine;
-  float* const work = scratch.room<float>(kWork, size * pool.size());
-  float* const response = scratch.room<float>(kResponse, tokens.images * view_.places);
+void BFloatReadout::run(std::int64_t images, const std::uint16_t* packed, Scratch& scratch,
+                        float* output, ThreadPool& pool) const {
+  constexpr std::int64_t kPermute = 4096;
+  constexpr std::int64_t kCacheElements = 1 << 17;  // of tokens that a cell reads from
+  const std::int64_t vertices = view_.sorted.vertices;
+  if (images == 0 || vertices == 0) return;
+
+  const std::int64_t size = kernels_.forward_scratch(view_) + kReadoutLine;
+  float* const work = scratch.room<float>(kReadoutWork, size * pool.size());
+  float* const response =
+      scratch.room<float>(kReadoutWeight, images * layout_.most_groups() * kLanes);
   const std::int64_t cell = 5 * view_.parts * view_.pixel_stride;
   const std::int64_t block = std::max<std::int64_t>(kCacheElements / cell, 1);
   const auto units = static_cast<std::int64_t>(layout_.units().size());
-  pool.run(units * pieces(tokens.images, block), [&](std::int64_t task, int participant) {
+  pool.run(units * pieces(images, block), [&](std::int64_t task, int participant) {
     const std::int64_t begin = task / units * block;
-    kernels_.forward(view_, layout_.units()[task % units], begin,
-                     std::min(begin + block, tokens.images), packed, response,
-                     work + participant * size);
+    kernels_.forward(view_, layout_.units()[task % units], begin, std::min(begin + block, images),
+                     packed, response, work + participant * size);
   });
 
   // Neighbours in the cortex lie far apart in sorted order: reading them in any order is cheap,
   // writing them is not.
   const std::int64_t runs = pieces(vertices, kPermute);
-  pool.run(tokens.images * runs, [&](std::int64_t task, int) {
+  pool.run(images * runs, [&](std::int64_t task, int) {
     const std::int64_t image = task / runs, begin = task % runs * kPermute;
     const float* const from = response + image * view_.places;
     float* const to = output + image * vertices;

@@ -19,20 +19,36 @@ const BFloatKernels* bfloat_kernels_of(Isa isa);
 
 class BFloatReadout {
  public:
-  // Packs the weights that the layout's view remembers. The layout must outlive this object.
+  // The layout must outlive this object.
   BFloatReadout(const ReadoutLayout<float>& layout, const BFloatKernels& kernels,
-                Precision precision, ThreadPool& pool);
+                Precision precision);
 
-  void run(const ReadoutTokens<float>& tokens, Scratch& scratch, float* output,
+  // Packs the weights that the layout's view remembers.
+  void update(ThreadPool& pool);
+
+  std::int64_t image_stride() const { return view_.image_stride; }  // of packed tokens
+  void pack_tokens(const ReadoutTokens<float>& tokens, std::uint16_t* packed,
+                   ThreadPool& pool) const;
+  void run(std::int64_t images, const std::uint16_t* packed, Scratch& scratch, float* output,
            ThreadPool& pool) const;
 
-  // Operands of one group's weights over D -> float32 rows [lanes, sorted_stride].
-  void sort_weight(std::int64_t group, float* sorted) const;
+  // Gradients of the images whose packed tokens these are; that of the bias is not among them.
+  void backward(std::int64_t images, const std::uint16_t* packed, const float* grad_output,
+                const ReadoutGradients<float>& gradients, Scratch& scratch, ThreadPool& pool) const;
+
+  // Operands of the weights over D as float32 rows [G*lanes, sorted_stride], in the scratch.
+  const float* sorted_weight(Scratch& scratch, ThreadPool& pool) const;
 
   std::int64_t bytes() const;
 
  private:
-  void pack_group(const float* weight, std::int64_t group);
+  void sort_weight(std::int64_t group, float* sorted) const;
+  void vertex_gradients(std::int64_t images, const std::uint16_t* packed, const float* grad_output,
+                        const ReadoutGradients<float>& gradients, Scratch& scratch,
+                        ThreadPool& pool) const;
+  void token_gradients(std::int64_t images, const float* grad_output,
+                       const ReadoutGradients<float>& gradients, Scratch& scratch,
+                       ThreadPool& pool) const;
 
   const ReadoutLayout<float>& layout_;
   const BFloatKernels& kernels_;

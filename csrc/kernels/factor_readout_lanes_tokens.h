@@ -33,12 +33,12 @@ void sort_weight(const ReadoutView<typename M::Scalar>& view, int64_t group,
   }
 }
 
-template <class T>
+template <class M>
 struct TokenScratch {
-  T* sums;          // [pixels + 1, Q*R, width]
-  T* coefficients;  // [slots, Q] planes of [chunk, R]
-  int64_t width;    // channels of the slice, rounded up to whole vectors
-  int64_t plane;    // elements of a plane; stores run over its end by less than a vector
+  typename M::Scalar* sums;           // [pixels + 1, Q*R, width]
+  typename M::Operand* coefficients;  // [slots, Q] planes of [chunk, R]
+  int64_t width;                      // channels of the slice, rounded up to whole vectors
+  int64_t plane;  // elements of a plane; stores run over its end by less than a vector
 };
 
 template <class M>
@@ -53,10 +53,12 @@ int64_t token_scratch(const ReadoutView<typename M::Scalar>& view, int64_t chann
 }
 
 template <class M>
-TokenScratch<typename M::Scalar> carve_tokens(const ReadoutView<typename M::Scalar>& view,
-                                              int64_t channels, typename M::Scalar* at) {
+TokenScratch<M> carve_tokens(const ReadoutView<typename M::Scalar>& view, int64_t channels,
+                             typename M::Scalar* at) {
+  static_assert(sizeof(typename M::Operand) == sizeof(typename M::Scalar));
   const int64_t width = whole_vectors<M>(channels);
-  return {at, at + (view.pixels + 1) * view.blocks * view.rows * width, width, plane_size<M>(view)};
+  typename M::Scalar* const after = at + (view.pixels + 1) * view.blocks * view.rows * width;
+  return {at, reinterpret_cast<typename M::Operand*>(after), width, plane_size<M>(view)};
 }
 
 // coefficients[slot, block][i, r] = g corner layer, of `count` vertices that begin at `position` of
@@ -64,8 +66,7 @@ TokenScratch<typename M::Scalar> carve_tokens(const ReadoutView<typename M::Scal
 // processor to foresee.
 template <class M, int Rows>
 void fill_token_chunk(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
-                      const typename M::Scalar* grad_output,
-                      const TokenScratch<typename M::Scalar>& scratch,
+                      const typename M::Scalar* grad_output, const TokenScratch<M>& scratch,
                       const typename M::Scalar* weight, int64_t position, int64_t count) {
   using T = typename M::Scalar;
   using Loose = typename M::Loose;
@@ -93,8 +94,8 @@ void fill_token_chunk(const ReadoutView<typename M::Scalar>& view, const Readout
 
 // sums [Rows, width] += coefficients [count, Rows] x weight rows, for Columns vectors of channels.
 template <class M, int Rows, int Columns>
-__attribute__((noinline)) void token_tile(const typename M::Scalar* coefficients,
-                                          const typename M::Scalar* weight, int64_t weight_stride,
+__attribute__((noinline)) void token_tile(const typename M::Operand* coefficients,
+                                          const typename M::Operand* weight, int64_t weight_stride,
                                           int64_t count, typename M::Scalar* sums, int64_t width) {
   typename M::Vector sum[Rows][Columns];
   BRAINFAST_UNROLL
@@ -110,20 +111,20 @@ __attribute__((noinline)) void token_tile(const typename M::Scalar* coefficients
 
 template <class M, int Rows>
 void add_token_chunk(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
-                     const TokenScratch<typename M::Scalar>& scratch,
-                     const typename M::Scalar* weight, int64_t count) {
-  using T = typename M::Scalar;
+                     const TokenScratch<M>& scratch, const typename M::Operand* weight,
+                     int64_t weight_stride, int64_t count) {
   // Channels outermost: their columns of the weights then stay near for all corners and layers.
   for (int64_t d = 0; d < scratch.width; d += 2 * M::kLanes) {
     for (int slot = 0; slot < cell.slots; ++slot) {
       for (int64_t block = 0; block < view.blocks; ++block) {
-        const T* const x = scratch.coefficients + (slot * view.blocks + block) * scratch.plane;
-        T* const to =
+        const typename M::Operand* const x =
+            scratch.coefficients + (slot * view.blocks + block) * scratch.plane;
+        typename M::Scalar* const to =
             scratch.sums + (cell.pixel[slot] * view.blocks + block) * Rows * scratch.width + d;
         if (d + 2 * M::kLanes <= scratch.width) {
-          token_tile<M, Rows, 2>(x, weight + d, view.sorted_stride, count, to, scratch.width);
+          token_tile<M, Rows, 2>(x, weight + d, weight_stride, count, to, scratch.width);
         } else {
-          token_tile<M, Rows, 1>(x, weight + d, view.sorted_stride, count, to, scratch.width);
+          token_tile<M, Rows, 1>(x, weight + d, weight_stride, count, to, scratch.width);
         }
       }
     }
@@ -133,42 +134,52 @@ void add_token_chunk(const ReadoutView<typename M::Scalar>& view, const ReadoutC
 template <class M, int Rows>
 void add_token_cell(const ReadoutView<typename M::Scalar>& view, const ReadoutCell& cell,
                     const ReadoutTokenTask<typename M::Scalar>& task,
-                    const TokenScratch<typename M::Scalar>& scratch) {
+                    const TokenScratch<M>& scratch) {
   for (int64_t begin = 0; begin < cell.vertex_count; begin += kTokenChunk) {
     const int64_t count = smaller(kTokenChunk, cell.vertex_count - begin);
     const int64_t position = cell.group_begin * M::kLanes + begin;
     const auto* weight = task.sorted_weight + position * view.sorted_stride + task.channel_begin;
     fill_token_chunk<M, Rows>(view, cell, task.grad_output, scratch, weight, position, count);
-    add_token_chunk<M, Rows>(view, cell, scratch, weight, count);
+    add_token_chunk<M, Rows>(view, cell, scratch, weight, view.sorted_stride, count);
+  }
+}
+
+template <class M>
+void clear_token_sums(const ReadoutView<typename M::Scalar>& view, const TokenScratch<M>& scratch) {
+  const int64_t size = (view.pixels + 1) * view.blocks * view.rows * scratch.width;
+  for (int64_t i = 0; i < size; ++i) scratch.sums[i] = typename M::Scalar(0);
+}
+
+// Sums times `factor` to where the task wants them.
+template <class M, class Task>
+void write_token_sums(const ReadoutView<typename M::Scalar>& view, const Task& task,
+                      const TokenScratch<M>& scratch, typename M::Scalar factor) {
+  using T = typename M::Scalar;
+  const int64_t stride = view.blocks * view.rows * scratch.width;
+  for (int64_t l = 0; l < view.layers; ++l) {
+    for (int64_t d = task.channel_begin; d < task.channel_end; ++d) {
+      const T* const from = scratch.sums + l * scratch.width + d - task.channel_begin;
+      const int64_t row = l * view.channels + d;
+      if (task.local) {
+        T* const to = task.local + row * view.pixels;
+        for (int64_t p = 0; p < view.pixels; ++p) to[p] = from[p * stride] * factor;
+      }
+      if (task.global) task.global[row] = from[view.pixels * stride] * factor;
+    }
   }
 }
 
 template <class M>
 void token_gradients(const ReadoutView<typename M::Scalar>& view,
                      const ReadoutTokenTask<typename M::Scalar>& task) {
-  using T = typename M::Scalar;
-  const int64_t channels = task.channel_end - task.channel_begin;
-  const int64_t padded = view.blocks * view.rows;
-  const TokenScratch<T> scratch = carve_tokens<M>(view, channels, task.scratch);
-  const int64_t size = (view.pixels + 1) * padded * scratch.width;
-  for (int64_t i = 0; i < size; ++i) scratch.sums[i] = T(0);
+  const auto scratch = carve_tokens<M>(view, task.channel_end - task.channel_begin, task.scratch);
+  clear_token_sums<M>(view, scratch);
   with_count<M::kMaxRows>(view.rows, [&](auto rows) {
     for (int64_t cell = 0; cell < view.cell_count; ++cell) {
       add_token_cell<M, rows.value>(view, view.cells[cell], task, scratch);
     }
   });
-  for (int64_t l = 0; l < view.layers; ++l) {
-    for (int64_t d = 0; d < channels; ++d) {
-      const T* const from = scratch.sums + l * scratch.width + d;
-      const int64_t row = l * view.channels + task.channel_begin + d;
-      const int64_t stride = padded * scratch.width;
-      if (task.local) {
-        T* const to = task.local + row * view.pixels;
-        for (int64_t p = 0; p < view.pixels; ++p) to[p] = from[p * stride];
-      }
-      if (task.global) task.global[row] = from[view.pixels * stride];
-    }
-  }
+  write_token_sums<M>(view, task, scratch, 1);
 }
 
 }  // namespace brainfast::BRAINFAST_ISA_NAMESPACE

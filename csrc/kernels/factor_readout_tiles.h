@@ -31,24 +31,6 @@ inline void measure(BFloatView& view) {
   view.image_stride = view.parts * view.part_stride;
 }
 
-// Sixteen rows of sixteen words into columns: a round moves the top bit of the row's number to the
-// bottom of the column's, and the other way round.
-BRAINFAST_INLINE void transpose_words(Words (&row)[16]) {
-  using Mask [[maybe_unused]] = Words;
-  for (int round = 0; round < 4; ++round) {
-    Words next[16];
-    BRAINFAST_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      next[2 * i] = BRAINFAST_SHUFFLE(Mask, row[i], row[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20,
-                                      5, 21, 6, 22, 7, 23);
-      next[2 * i + 1] = BRAINFAST_SHUFFLE(Mask, row[i], row[i + 8], 8, 24, 9, 25, 10, 26, 11, 27,
-                                          12, 28, 13, 29, 14, 30, 15, 31);
-    }
-    BRAINFAST_UNROLL
-    for (int i = 0; i < 16; ++i) row[i] = next[i];
-  }
-}
-
 // One layer's channels into [pixels + global][L][depth], 32 channels from `channel` on.
 inline void pack_layer(const BFloatView& view, const float* local, const float* global,
                        int64_t layer, int64_t channel, int part, std::uint16_t* packed) {
@@ -95,7 +77,6 @@ struct Panel {
 struct TileScratch {
   std::uint16_t* tokens;  // [images, parts, rows, steps] tiles
   float* sums[2];         // [2, rows] tiles
-  float* partial;         // [images, groups, lanes]
 };
 
 constexpr int64_t kTokenFloats = kPanelTiles * kTileElements / 2;
@@ -232,14 +213,17 @@ struct Pending {
   int64_t image, group, columns;
 };
 
-class UnitForward {
+// The products of a unit's weights with all tokens that its cell reads. finish(panel, image, group,
+// sums) gets those of a group of vertices and the panel's rows; `image` counts from the first one
+// that run was given.
+template <class Finish>
+class UnitProducts {
  public:
-  UnitForward(const BFloatView& view, const ReadoutUnit& unit, float* response, float* scratch)
-      : view_(view), cell_(view.sorted.cells[unit.cell]), unit_(unit), response_(response) {
+  UnitProducts(const BFloatView& view, const ReadoutUnit& unit, Finish& finish, float* scratch)
+      : view_(view), cell_(view.sorted.cells[unit.cell]), unit_(unit), finish_(finish) {
     scratch_.tokens = reinterpret_cast<std::uint16_t*>(scratch);
     scratch_.sums[0] = scratch + kTokenFloats;
     scratch_.sums[1] = scratch_.sums[0] + kSumFloats;
-    scratch_.partial = scratch_.sums[1] + kSumFloats;
     row_tiles_ = (cell_.slots * view.sorted.layers + kTileRows - 1) / kTileRows;
     step_tiles_ = view.depth / kTileDepth;
     steps_ = smaller(step_tiles_, kSliceSteps);
@@ -290,57 +274,65 @@ class UnitForward {
         multiply_panel(tiles, view_, panel, scratch_.tokens + i * image_size, weight, columns,
                        scratch_.sums[turn]);
         turn ^= 1;
-        finish(panel, pending, image_begin, scratch_.sums[turn]);
+        finish(panel, pending, scratch_.sums[turn]);
         pending = {i, group, columns};
       }
       group += columns;
     }
-    finish(panel, pending, image_begin, scratch_.sums[turn ^ 1]);
+    finish(panel, pending, scratch_.sums[turn ^ 1]);
   }
 
-  void finish(const Panel& panel, const Pending& pending, int64_t image_begin, const float* sums) {
-    const float mean = 1.0f / static_cast<float>(view_.sorted.channels);
+  void finish(const Panel& panel, const Pending& pending, const float* sums) {
     for (int64_t c = 0; c < pending.columns; ++c) {
-      const int64_t group = pending.group + c;
-      float* const partial =
-          scratch_.partial +
-          (pending.image * kUnitGroups + group - unit_.group_begin) * kGroupLanes;
-      Floats answer = mix_rows(view_, cell_, panel, group, sums + c * panel.rows * kTileSums);
-      if (!panel.first) answer += *reinterpret_cast<const Floats*>(partial);
-      if (!panel.last) {
-        *reinterpret_cast<Floats*>(partial) = answer;
-        continue;
-      }
-      const float* const bias = view_.sorted.bias + group * kGroupLanes;
-      float* const to = response_ + (image_begin + pending.image) * view_.places;
-      *reinterpret_cast<Floats*>(to + group * kGroupLanes) =
-          answer * mean + *reinterpret_cast<const Floats*>(bias);
+      finish_(panel, pending.image, pending.group + c, sums + c * panel.rows * kTileSums);
     }
   }
 
   const BFloatView& view_;
   const ReadoutCell& cell_;
   const ReadoutUnit& unit_;
-  float* response_;
+  Finish& finish_;
   TileScratch scratch_{};
   int64_t row_tiles_, step_tiles_;  // of the cell
   int64_t panels_;                  // along the rows
   int64_t rows_, steps_;            // of a panel, at most
 };
 
+// Adds the panels of a response up and puts the bias on the last.
+struct ForwardFinish {
+  void operator()(const Panel& panel, int64_t image, int64_t group, const float* sums) const {
+    const ReadoutCell& cell = view.sorted.cells[unit.cell];
+    float* const at = partial + (image * kUnitGroups + group - unit.group_begin) * kGroupLanes;
+    Floats answer = mix_rows(view, cell, panel, group, sums);
+    if (!panel.first) answer += *reinterpret_cast<const Floats*>(at);
+    if (!panel.last) {
+      *reinterpret_cast<Floats*>(at) = answer;
+      return;
+    }
+    const float mean = 1.0f / static_cast<float>(view.sorted.channels);
+    const float* const bias = view.sorted.bias + group * kGroupLanes;
+    float* const to = response + image * view.places;
+    *reinterpret_cast<Floats*>(to + group * kGroupLanes) =
+        answer * mean + *reinterpret_cast<const Floats*>(bias);
+  }
+
+  const BFloatView& view;
+  const ReadoutUnit& unit;
+  float* response;  // of the first image
+  float* partial;   // [images, groups, lanes]
+};
+
 inline void forward(const BFloatView& view, const ReadoutUnit& unit, int64_t image_begin,
                     int64_t image_end, const std::uint16_t* tokens, float* response,
                     float* scratch) {
   Tiles tiles(whole_tiles());
-  UnitForward work(view, unit, response, scratch);
+  ForwardFinish finish{view, unit, response, scratch + kTokenFloats + 2 * kSumFloats};
+  UnitProducts work(view, unit, finish, scratch);
   const int64_t chunk = work.chunk();
   for (int64_t image = image_begin; image < image_end; image += chunk) {
+    finish.response = response + image * view.places;
     work.run(tiles, image, smaller(chunk, image_end - image), tokens);
   }
-}
-
-constexpr BFloatKernels make_tile_kernels() {
-  return {kTileDepth, kUnitGroups * kGroupLanes, measure, pack_tokens, forward_scratch, forward};
 }
 
 }  // namespace brainfast::BRAINFAST_ISA_NAMESPACE

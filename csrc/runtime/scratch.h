@@ -69,6 +69,7 @@ class BorrowedScratch {
   ~BorrowedScratch() { shelf_.put(std::move(scratch_)); }
 
   Scratch& operator*() { return *scratch_; }
+  Scratch* operator->() { return scratch_.get(); }
 
  private:
   ScratchShelf& shelf_;

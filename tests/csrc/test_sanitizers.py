@@ -55,6 +55,7 @@ def test_kernels_and_pool_under_address_and_undefined(tmp_path: Path) -> None:
         "test_factor_projection",
         "test_factor_readout",
         "test_factor_readout_precision",
+        "test_factor_readout_workspace",
         "test_tile",
         "test_thread_pool",
         "test_vertex_embed",

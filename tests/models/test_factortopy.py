@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -176,3 +178,65 @@ def test_unknown_models_and_options_are_refused() -> None:
         model_class("factor-topy")
     with pytest.raises(ValueError, match="extra_forbidden"):
         FactorTopyConfig(dims=3)  # type: ignore[call-arg]
+
+
+def gradients(model: FactorTopy, response: torch.Tensor) -> dict[str, torch.Tensor]:
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    grads = torch.autograd.grad(response.square().sum(), parameters)
+    return dict(zip(names, grads, strict=True))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize(("precision", "bar"), [("fp32", 1e-5), ("bf16", 2e-2)])
+def test_training_takes_the_workspace_and_keeps_the_function(
+    options: dict[str, object], precision: str, bar: float
+) -> None:
+    model, tokens = make_model(**options), make_tokens()
+    names = set(model.state_dict())
+    expected = gradients(model, model.eval()(tokens))
+    assert not model._workspaces
+    model.train().set_head_precision(precision)
+    for _ in range(2):
+        found = gradients(model, model(tokens))
+        for name, grad in found.items():
+            assert (grad - expected[name]).norm() <= bar * expected[name].norm() + 1e-6, name
+    assert [workspace.precision for workspace in model._workspaces] == [precision]
+    assert set(model.state_dict()) == names
+
+
+def test_several_graphs_may_be_alive_in_training() -> None:
+    model = make_model()
+    apart = [gradients(model, model(make_tokens(seed))) for seed in (0, 1)]
+    both = [model(make_tokens(seed)) for seed in (0, 1)]
+    for response, expected in zip(both, apart, strict=True):
+        found = gradients(model, response)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert len(model._workspaces) == 2
+
+
+def test_copies_and_other_dtypes_leave_the_workspace_behind() -> None:
+    model, tokens = make_model(), make_tokens()
+    expected = model(tokens)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(tokens), expected)
+    assert model._workspaces
+    model.double()
+    assert not model._workspaces
+    double = Tokens(
+        tuple(part.double() for part in tokens.local),
+        tuple(part.double() for part in tokens.global_),
+        tokens.layers,
+    )
+    response = model(double)
+    assert not model._workspaces
+    torch.testing.assert_close(response.float(), expected)
+    response.sum().backward()
+
+
+def test_without_gradients_the_answer_is_strict_float32() -> None:
+    model, tokens = make_model(), make_tokens()
+    model.set_head_precision("bf16")
+    with torch.no_grad():
+        answer = model(tokens)
+    assert torch.equal(answer, model.eval()(tokens))
+    assert not torch.equal(answer, model.train()(tokens))
