@@ -80,7 +80,6 @@ def draw(curves: list[Curve], path: Path) -> None:
     left, right = figure.subplots(1, 2)
     _panel(left, curves, "loss", "training loss (smooth L1 and regulariser)")
     _panel(right, curves, "r2", "validation R², mean over vertices")
-    right.set_ylim(bottom=min(0.0, *(value for c in curves for value in c.values("r2"))))
     right.legend(frameon=False, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
