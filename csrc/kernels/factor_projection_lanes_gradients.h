@@ -110,12 +110,16 @@ __attribute__((noinline)) void factor_tile(const FactorTile<M>& tile) {
 }
 
 // One token's channels, some images: [images, Rows]. Also calls for the next token's.
-template <class M>
-void gather_images(const typename M::Scalar* from, int64_t image_stride, int64_t images,
-                   int64_t rows, int64_t ahead, typename M::Scalar* to) {
-  for (int64_t b = 0; b < images; ++b, from += image_stride, to += rows) {
+template <class T, int Rows>
+BRAINFAST_INLINE void gather_images(const T* from, int64_t image_stride, int64_t images,
+                                    int64_t ahead, T* to) {
+  for (int64_t b = 0; b < images; ++b, from += image_stride, to += Rows) {
     __builtin_prefetch(from + ahead);
-    for (int64_t r = 0; r < rows; ++r) to[r] = from[r];
+    T row[Rows];  // all read before the first one is written: as vectors
+    BRAINFAST_UNROLL
+    for (int r = 0; r < Rows; ++r) row[r] = from[r];
+    BRAINFAST_UNROLL
+    for (int r = 0; r < Rows; ++r) to[r] = row[r];
   }
 }
 
@@ -127,8 +131,9 @@ void factor_rows(const ProjectionFactorTask<typename M::Scalar>& task, int64_t i
   const int64_t filter_stride = task.channels * M::kLanes, map_stride = task.tokens * M::kLanes;
   const int64_t grad_stride = task.images * M::kLanes;
   for (int64_t t = 0; t < task.tokens; ++t) {
-    gather_images<M>(task.source + image * image_stride + t * task.channels + channel, image_stride,
-                     images, Rows, t + 1 < task.tokens ? task.channels : 0, task.scratch);
+    const T* const token = task.source + image * image_stride + t * task.channels + channel;
+    gather_images<T, Rows>(token, image_stride, images, t + 1 < task.tokens ? task.channels : 0,
+                           task.scratch);
     for (int64_t group = task.group_begin; group < task.group_end; group += 2) {
       const int64_t filter = group * filter_stride + channel * M::kLanes;
       const int64_t map = group * map_stride + t * M::kLanes;
