@@ -53,6 +53,7 @@ def test_kernels_and_pool_under_address_and_undefined(tmp_path: Path) -> None:
     names = [
         "test_align_tokens",
         "test_factor_readout",
+        "test_factor_readout_cuda_emulated",
         "test_factor_readout_precision",
         "test_factor_readout_workspace",
         "test_tile",
