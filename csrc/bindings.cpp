@@ -237,6 +237,9 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("flops_per_image", &FactorReadoutPlan::flops_per_image);
   bind_align_tokens(m);
   bind_factor_readout_workspace(m);
+#if defined(BRAINFAST_CUDA_KERNELS)
+  bind_cuda(m);
+#endif
   m.def(
       "isa",
       [](const std::string& precision) {

@@ -57,5 +57,6 @@ T* write(py::array& array, const char* name, const Sizes& shape) {
 
 void bind_align_tokens(py::module_& m);
 void bind_factor_readout_workspace(py::module_& m);
+void bind_cuda(py::module_& m);  // in builds with CUDA
 
 }  // namespace brainfast
