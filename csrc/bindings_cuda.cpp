@@ -87,7 +87,7 @@ class CudaFactorReadout {
 
 void bind_cuda(py::module_& m) {
   py::class_<CudaFactorReadout>(
-      m, "CudaFactorReadout",
+      m, "CudaFactorReadout", py::module_local(),
       "Launches the readout's kernels. Memory is (address, bytes), arrays are addresses, all of "
       "them contiguous on `device`; `dtype` is float32 or bfloat16. Nothing is waited for.")
       .def(py::init<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool,

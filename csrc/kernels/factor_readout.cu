@@ -85,7 +85,7 @@ Packed carve_parameters(const ReadoutShape& shape, Precision precision, void* da
   p.order = carve.take<int>(vertices);
   p.cell = carve.take<int>(vertices);
   p.cell_begin = carve.take<int>(p.cells() + 1);
-  p.tile_begin = carve.take<int>(most_tiles(shape) + 1);
+  p.tiles = carve.take<TileRecord>(most_tiles(shape));
   p.tile_count = carve.take<int>(1);
   p.coefficient = carve.take<float>(kSlots * vertices);
   p.layer = carve.take<float>(shape.layers * vertices);
@@ -175,8 +175,7 @@ void pack(const Vertices& p, const TokenRows& x, const Tokens& tokens, Precision
 template <class Arguments>
 void launch_resident(const char* name, void (*kernel)(Arguments), std::int64_t units,
                      std::size_t shared, device::Stream stream, const Arguments& arguments) {
-  check(units <= std::numeric_limits<std::int32_t>::max(), name, "at most 2^31 units of work",
-        std::to_string(units));
+  check(units <= 1 << 30, name, "at most 2^30 units of work", std::to_string(units));
   const std::int64_t blocks = device::resident_blocks(kernel, kThreads, shared);
   device::launch(name, kernel, static_cast<int>(std::min(blocks, units)), kThreads, shared, stream,
                  arguments);

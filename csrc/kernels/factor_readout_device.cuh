@@ -24,6 +24,11 @@ __host__ __device__ constexpr int slice_channels(Precision precision) {
   return precision == Precision::bf16 ? 128 : 64;
 }
 
+// A tile's vertices, in the order, and the cell that they share.
+struct alignas(16) TileRecord {
+  int begin, count, cell;
+};
+
 // Of one call's parameters, in the order of the cells: by cell, then by the caller's index.
 struct Vertices {
   int vertices, layers, channels, height, width;
@@ -32,7 +37,7 @@ struct Vertices {
   int* order;             // [V], the caller's index
   int* cell;              // [V]
   int* cell_begin;        // [(H+1)*(W+1)+1], in the order
-  int* tile_begin;        // [tiles+1], in the order
+  TileRecord* tiles;      // [tile_count]
   int* tile_count;        // [1]
   float* coefficient;     // [5,V], four corners and the global tokens
   float* layer;           // [L,V]

@@ -62,7 +62,7 @@ __device__ void answer_group(const ForwardArguments& a, const TileLoader& load, 
       const int base = chunk * kChunk >> shift, window = base % Products::kWindow;
       if (window == 0 && (fresh || tile.terms > Products::kWindow)) {
         fill_selectors<Products>(p, tile, base, selectors);
-        __syncthreads();
+        __syncwarp();  // a warp reads what it has filled itself
       }
       products.multiply(rows, load.columns(tile, chunk), steps, tile.count,
                         [&](int column, const float (&sums)[Products::kRows][2]) {

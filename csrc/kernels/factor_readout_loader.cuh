@@ -18,17 +18,13 @@ class TileLoader {
   __device__ TileLoader(const Vertices& p, const TokenRows& x)
       : p_(p), x_(x), shared_(device::shared_memory()) {}
 
-  // Every thread calls it; ends with a barrier.
+  // Every thread calls it, with a barrier after its last look at the tile before; ends with one.
   __device__ Tile begin(int index) const {
     auto* const slots = reinterpret_cast<SharedSlots*>(shared_ + kSlotsAt);
-    const int first = p_.tile_begin[index];
-    const int cell = p_.cell[first];
-    const int end = p_.cell_begin[cell + 1];
+    const TileRecord found = p_.tiles[index];
+    if (threadIdx.x == 0) slots->fill(p_, found.cell);
     __syncthreads();
-    if (threadIdx.x == 0) slots->fill(p_, cell);
-    __syncthreads();
-    return {first, end - first < kTile ? end - first : kTile, slots->count * p_.layers,
-            slots->corner, slots->pixel};
+    return {found.begin, found.count, slots->count * p_.layers, slots->corner, slots->pixel};
   }
 
   __device__ int chunks(const Tile& tile) const {

@@ -142,7 +142,10 @@ __global__ void cut_tiles(Vertices p) {
     __syncthreads();
     add_up_before(tiles, kSortThreads);
     const int first = done + tiles[threadIdx.x];
-    for (int j = 0; j < own; ++j) p.tile_begin[first + j] = begin + j * kTile;
+    for (int j = 0; j < own; ++j) {
+      const int left = end - begin - j * kTile;
+      p.tiles[first + j] = {begin + j * kTile, left < kTile ? left : kTile, cell};
+    }
     __syncthreads();
     if (threadIdx.x == kSortThreads - 1) tiles[0] = first + own;
     __syncthreads();
@@ -151,7 +154,6 @@ __global__ void cut_tiles(Vertices p) {
   }
   if (threadIdx.x != 0) return;
   p.cell_begin[p.cells()] = p.vertices;
-  p.tile_begin[done] = p.vertices;
   *p.tile_count = done;
 }
 

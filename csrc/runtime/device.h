@@ -29,14 +29,18 @@ class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     check(cudaGetDevice(&before_), "device");
-    if (device != before_) check(cudaSetDevice(device), "device");
+    moved_ = device != before_;
+    if (moved_) check(cudaSetDevice(device), "device");
   }
-  ~DeviceGuard() { cudaSetDevice(before_); }
+  ~DeviceGuard() {
+    if (moved_) cudaSetDevice(before_);
+  }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
   int before_ = 0;
+  bool moved_ = false;
 };
 
 inline int multiprocessors() {

@@ -208,10 +208,14 @@ void test_order(std::int64_t side) {
   for (std::int64_t i = 0, start = 0; i < shape.vertices; ++i) {
     EXPECT(p.cell[i] == cells[order[i]]);
     if (i == 0 || p.cell[i] != p.cell[i - 1]) start = i;
-    if ((i - start) % cuda::kTile == 0) EXPECT(p.tile_begin[tile++] == i);
+    if ((i - start) % cuda::kTile == 0) {
+      const cuda::TileRecord& found = p.tiles[tile++];
+      const auto end = std::upper_bound(p.cell, p.cell + shape.vertices, p.cell[i]) - p.cell;
+      EXPECT(found.begin == i && found.cell == p.cell[i]);
+      EXPECT(found.count == std::min<std::int64_t>(cuda::kTile, end - i));
+    }
   }
   EXPECT(*p.tile_count == tile);
-  EXPECT(p.tile_begin[tile] == shape.vertices);
 }
 
 // A point that is not finite concerns its own vertex alone.
