@@ -109,15 +109,17 @@ __device__ inline void answer_group(const ForwardArguments& a, const TileLoader&
     load.each_chunk(
         tile, group, slice, fresh, [] {},
         [&](int chunk, const unsigned char* rows) {
-          products.multiply(load.weight(), rows, steps, tile.count,
+          products.multiply(load.weight(), rows, steps,
                             [&](const float (&sums)[ScalarTile::kRows][ScalarTile::kColumns]) {
 #pragma unroll
                               for (int j = 0; j < ScalarTile::kColumns; ++j) {
                                 const int column = chunk * kChunk + products.column() + 8 * j;
+                                if (column >> shift >= tile.terms) continue;
+                                const Term term(p, tile, column >> shift);
 #pragma unroll
                                 for (int r = 0; r < ScalarTile::kRows; ++r) {
-                                  y[r] += sums[r][j] *
-                                          selector(p, tile, column >> shift, products.vertex(r));
+                                  const int v = products.vertex(r);
+                                  if (v < tile.count) y[r] += sums[r][j] * term.selector(v);
                                 }
                               }
                             });

@@ -29,7 +29,9 @@ __device__ void weigh_tokens(const WeightArguments& a, const Tile& tile, int gro
     grad[i] = v < tile.count ? a.grad_output[image * p.vertices + tile.begin + v] : 0.0f;
   }
   for (int t = 0; t < kChunk / kTrainingImages; ++t) {
-    const float share = selector(p, tile, chunk * (kChunk / kTrainingImages) + t, v);
+    const int term = chunk * (kChunk / kTrainingImages) + t;
+    const float share =
+        term < tile.terms && v < tile.count ? Term(p, tile, term).selector(v) : 0.0f;
 #pragma unroll
     for (int i = 0; i < kTrainingImages; ++i) {
       Product::store(left, t * kTrainingImages + i, v, share * grad[i]);

@@ -36,24 +36,11 @@ class OuterProduct<Precision::bf16> {
   __device__ void add(const unsigned char* left, const unsigned char* rows, int count,
                       int channels) {
     if (warp_ * 32 >= count) return;
-    const unsigned char* const a =
-        left + (lane_ / 16 * 8 + lane_ % 8) * kLeftBytes + warp_ * 64 + lane_ / 8 % 2 * 16;
-    const unsigned char* const b = rows + lane_ % 16 * kRowBytes + lane_ / 16 * 16;
-    for (int step = 0; step < kChunk / 16; ++step) {
-      unsigned factors[2][4];
-      device::load_matrices_transposed(factors[0], a + step * 16 * kLeftBytes);
-      device::load_matrices_transposed(factors[1], a + step * 16 * kLeftBytes + 32);
-#pragma unroll
-      for (int pair = 0; pair < kPairs; ++pair) {
-        if (pair * 16 >= channels) continue;
-        unsigned right[4];
-        device::load_matrices_transposed(right, b + step * 16 * kRowBytes + pair * 32);
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          device::multiply_add(sums_[m][2 * pair], factors[m], right[0], right[1]);
-          device::multiply_add(sums_[m][2 * pair + 1], factors[m], right[2], right[3]);
-        }
-      }
+    // Without a branch a pair, its loads run ahead of the products.
+    if (channels >= slice_channels(Precision::bf16)) {
+      add_pairs<true>(left, rows, channels);
+    } else {
+      add_pairs<false>(left, rows, channels);
     }
   }
 
@@ -74,6 +61,29 @@ class OuterProduct<Precision::bf16> {
   }
 
  private:
+  template <bool kAll>
+  __device__ void add_pairs(const unsigned char* left, const unsigned char* rows, int channels) {
+    const unsigned char* const a =
+        left + (lane_ / 16 * 8 + lane_ % 8) * kLeftBytes + warp_ * 64 + lane_ / 8 % 2 * 16;
+    const unsigned char* const b = rows + lane_ % 16 * kRowBytes + lane_ / 16 * 16;
+    for (int step = 0; step < kChunk / 16; ++step) {
+      unsigned factors[2][4];
+      device::load_matrices_transposed(factors[0], a + step * 16 * kLeftBytes);
+      device::load_matrices_transposed(factors[1], a + step * 16 * kLeftBytes + 32);
+#pragma unroll
+      for (int pair = 0; pair < kPairs; ++pair) {
+        if (!kAll && pair * 16 >= channels) continue;
+        unsigned right[4];
+        device::load_matrices_transposed(right, b + step * 16 * kRowBytes + pair * 32);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          device::multiply_add(sums_[m][2 * pair], factors[m], right[0], right[1]);
+          device::multiply_add(sums_[m][2 * pair + 1], factors[m], right[2], right[3]);
+        }
+      }
+    }
+  }
+
   int warp_, lane_;
   float sums_[2][2 * kPairs][4] = {};
 };

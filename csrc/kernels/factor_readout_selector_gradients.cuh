@@ -68,7 +68,7 @@ __device__ inline void sum_images(const SelectorArguments& a, const TileLoader& 
         output_gradient(a, tile, products.vertex(r), group * kTrainingImages + products.column());
   }
   const int steps = load.steps(slice, slice_channels(Precision::fp32), 4);
-  products.multiply(load.weight(), rows, steps, tile.count,
+  products.multiply(load.weight(), rows, steps,
                     [&](const float (&dots)[ScalarTile::kRows][ScalarTile::kColumns]) {
 #pragma unroll
                       for (int j = 0; j < ScalarTile::kColumns; ++j) {

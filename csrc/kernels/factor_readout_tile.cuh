@@ -38,14 +38,21 @@ struct SharedSlots {
   }
 };
 
-// layer times the coefficient of a corner: what a dot product counts in y. 0 past the ends.
-__device__ inline float selector(const Vertices& p, const Tile& tile, int term, int vertex) {
-  if (term >= tile.terms || vertex >= tile.count) return 0.0f;
-  const int slot = term / p.layers, layer = term - slot * p.layers;
-  const int place = tile.begin + vertex;
-  return p.coefficient[tile.corner[slot] * p.vertices + place] *
-         p.layer[static_cast<std::int64_t>(layer) * p.vertices + place];
-}
+// The two factors of a term's selectors, at each vertex of a tile.
+struct Term {
+  const float* coefficient;
+  const float* layer;
+
+  __device__ Term(const Vertices& p, const Tile& tile, int term) {
+    const int slot = term / p.layers;
+    const std::int64_t l = term - slot * p.layers;
+    coefficient = p.coefficient + tile.corner[slot] * p.vertices + tile.begin;
+    layer = p.layer + l * p.vertices + tile.begin;
+  }
+
+  // What a dot product counts in y.
+  __device__ float selector(int vertex) const { return coefficient[vertex] * layer[vertex]; }
+};
 
 // The row of a column of this tile and group of images; the zero row past the last.
 __device__ inline std::int64_t token_row(const Vertices& p, const TokenRows& x, const Tile& tile,
@@ -92,23 +99,34 @@ class TensorTile {
   template <class Use>
   __device__ void multiply(const unsigned char* rows, int columns, int steps, int count,
                            Use&& use) const {
-    const int live = count - warp_ * 32;
-    if (live <= 0) return;
+    if (warp_ * 32 >= count) return;
+    // Without a branch a step, its loads run ahead of the products.
+    if (steps == kSteps) {
+      multiply_steps<true>(rows, columns, steps, use);
+    } else {
+      multiply_steps<false>(rows, columns, steps, use);
+    }
+  }
+
+ private:
+  template <bool kAll, class Use>
+  __device__ void multiply_steps(const unsigned char* rows, int columns, int steps,
+                                 Use&& use) const {
     const unsigned char* const row =
         rows + (lane_ / 16 * 8 + lane_ % 8) * kRowBytes + lane_ / 8 % 2 * 16;
     for (int first = 0; first < columns; first += 16) {
       float sums[2][2][4] = {};  // [eight columns][16 vertices]
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        if (step >= steps) continue;
+        if (!kAll && step >= steps) continue;
         unsigned high[4];
         device::load_matrices(high, row + first * kRowBytes + step * 32);
-        add_products(sums, step, high, live);
+        add_products(sums, step, high);
         if constexpr (kSplit) {
           unsigned low[4];
           device::load_matrices(low, row + first * kRowBytes + (step + kSteps) * 32);
-          add_products(sums, step, low, live);
-          add_products(sums, step + kSteps, high, live);
+          add_products(sums, step, low);
+          add_products(sums, step + kSteps, high);
         }
       }
 #pragma unroll
@@ -124,12 +142,10 @@ class TensorTile {
     }
   }
 
- private:
-  __device__ void add_products(float (&sums)[2][2][4], int fragment, const unsigned (&tokens)[4],
-                               int live) const {
+  __device__ void add_products(float (&sums)[2][2][4], int fragment,
+                               const unsigned (&tokens)[4]) const {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-      if (m * 16 >= live) continue;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         device::multiply_add(sums[half][m], weight_[m][fragment], tokens[2 * half],
@@ -158,7 +174,7 @@ class ScalarTile {
   // padding.
   template <class Use>
   __device__ void multiply(const unsigned char* weight, const unsigned char* rows, int steps,
-                           int count, Use&& use) const {
+                           Use&& use) const {
     float sums[kRows][kColumns] = {};
     for (int step = 0; step < steps; ++step) {
       float4 w[kRows];
@@ -172,7 +188,6 @@ class ScalarTile {
             *reinterpret_cast<const float4*>(rows + (column() + 8 * j) * kRowBytes + step * 16);
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
-          if (r * 16 >= count) continue;
           sums[r][j] += w[r].x * x.x;
           sums[r][j] += w[r].y * x.y;
           sums[r][j] += w[r].z * x.z;
