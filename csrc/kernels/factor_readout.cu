@@ -165,10 +165,9 @@ void sort_vertices(const Packed& packed, const float* space, device::Stream stre
 
 void pack(const Vertices& p, const TokenRows& x, const Tokens& tokens, Precision precision,
           device::Stream stream) {
-  const std::int64_t threads = p.slices * x.rows * (kRowPieces / 2);
-  device::launch("pack_tokens", pack_tokens, blocks_for("tokens", threads, kPackThreads),
-                 kPackThreads, 0, stream, p, x, tokens.local, tokens.global, tokens.kind,
-                 precision);
+  const std::int64_t blocks = (std::int64_t{p.slices} * x.groups << x.shift) * p.layers * kRowPairs;
+  device::launch("pack_tokens", pack_tokens, blocks_for("tokens", blocks, 1), kThreads, 0, stream,
+                 p, x, tokens.local, tokens.global, tokens.kind, precision);
 }
 
 // A block for each unit of work, or as many as the device holds.
@@ -233,10 +232,9 @@ void differentiate(const ReadoutShape& shape, const Vertices& p, const GradientM
   const std::int64_t blocks = parts_of(shape.layers, kLayerBlock);
   launch_resident("token gradients", differentiate_tokens<kPrecision>,
                   tokens * x.groups * blocks * p.slices, kTokenGradientBytes, stream, arguments);
-  const std::int64_t sums = x.images * shape.layers * (shape.pixels() + 1) * shape.channels;
-  device::launch("token gradients", add_pieces, blocks_for("tokens", sums, kPackThreads),
-                 kPackThreads, 0, stream, arguments, std::int64_t{x.images}, gradients.local,
-                 gradients.global);
+  const std::int64_t sums = std::int64_t{x.images} * p.layers * (p.pixels() + 1);
+  device::launch("token gradients", add_pieces, blocks_for("tokens", sums, 1), kThreads, 0, stream,
+                 arguments, gradients.local, gradients.global);
 }
 
 }  // namespace

@@ -215,36 +215,31 @@ __global__ void __launch_bounds__(kThreads) differentiate_tokens(TokenGradientAr
   }
 }
 
-// Adds up the pieces, a thread for every channel of every token.
-__global__ void add_pieces(TokenGradientArguments a, std::int64_t images,
-                           float* grad_local /* [B,L,D,H,W] */, float* grad_global /* [B,L,D] */) {
+// Adds up the pieces of one token, a block each.
+__global__ void add_pieces(TokenGradientArguments a,
+                           float* __restrict__ grad_local /* [B,L,D,H,W] */,
+                           float* __restrict__ grad_global /* [B,L,D] */) {
   const Vertices& p = a.vertices;
   const int pixels = p.pixels();
-  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int channel = static_cast<int>(index % p.channels);
-  std::int64_t rest = index / p.channels;
-  const int pixel = static_cast<int>(rest % (pixels + 1));
-  rest /= pixels + 1;
-  const int layer = static_cast<int>(rest % p.layers);
-  const std::int64_t image = rest / p.layers;
-  if (image >= images) return;
+  const int pixel = static_cast<int>(blockIdx.x) % (pixels + 1);
+  const int rest = static_cast<int>(blockIdx.x) / (pixels + 1);
+  const int layer = rest % p.layers, image = rest / p.layers;
   const bool whole = pixel == pixels;
-  if (!(whole ? grad_global : grad_local)) return;
+  float* const to = whole ? grad_global : grad_local;
+  if (!to) return;
+  const int group = image / kTrainingImages, lane = image % kTrainingImages;
+  const int pieces = whole ? a.pieces.global : a.pieces.local;
   const std::int64_t row =
-      (image / kTrainingImages * p.layers + layer) * kTrainingImages + image % kTrainingImages;
+      (static_cast<std::int64_t>(group) * p.layers + layer) * kTrainingImages + lane;
   const std::int64_t stride =
       static_cast<std::int64_t>(a.groups) * p.layers * kTrainingImages * p.channels;
-  const float* from = a.partial + row * p.channels + channel +
-                      static_cast<std::int64_t>(pixel) * a.pieces.local * stride;
-  float sum = 0;
-  for (int piece = 0; piece < (whole ? a.pieces.global : a.pieces.local); ++piece) {
-    sum += from[piece * stride];
-  }
-  const std::int64_t token = (image * p.layers + layer) * p.channels + channel;
-  if (whole) {
-    grad_global[token] = sum;
-  } else {
-    grad_local[token * pixels + pixel] = sum;
+  const float* const from =
+      a.partial + row * p.channels + static_cast<std::int64_t>(pixel) * a.pieces.local * stride;
+  const std::int64_t token = (static_cast<std::int64_t>(image) * p.layers + layer) * p.channels;
+  for (int channel = threadIdx.x; channel < p.channels; channel += blockDim.x) {
+    float sum = 0;
+    for (int piece = 0; piece < pieces; ++piece) sum += from[piece * stride + channel];
+    to[whole ? token + channel : (token + channel) * pixels + pixel] = sum;
   }
 }
 

@@ -34,7 +34,8 @@ __device__ inline Position locate(float coordinate, int size, bool align_corners
 }
 
 // A key of every vertex, and the order that there was before sorting.
-__global__ void locate_vertices(Vertices p, const float* space /* [V,2] */, int* cell, int* order) {
+__global__ void locate_vertices(Vertices p, const float* __restrict__ space /* [V,2] */,
+                                int* __restrict__ cell, int* __restrict__ order) {
   const int v = blockIdx.x * blockDim.x + threadIdx.x;
   if (v >= p.vertices) return;
   const int column = locate(space[2 * v], p.width, p.align_corners).index + 1;
@@ -44,8 +45,8 @@ __global__ void locate_vertices(Vertices p, const float* space /* [V,2] */, int*
 }
 
 // How often each digit occurs among a block's keys.
-__global__ void count_digits(const int* keys, int count, int shift,
-                             int* counts /* [blocks,kDigits] */) {
+__global__ void count_digits(const int* __restrict__ keys, int count, int shift,
+                             int* __restrict__ counts /* [blocks,kDigits] */) {
   int* const seen = reinterpret_cast<int*>(device::shared_memory());
   if (threadIdx.x < kDigits) seen[threadIdx.x] = 0;
   __syncthreads();
@@ -70,9 +71,10 @@ __device__ inline void add_up_before(int* numbers, int count) {
 }
 
 // One digit of a stable radix sort: keys with the same digit stay in their order.
-__global__ void scatter_digits(const int* keys, const int* values, int count, int shift,
-                               const int* counts /* [blocks,kDigits] */, int* to_keys,
-                               int* to_values) {
+__global__ void scatter_digits(const int* __restrict__ keys, const int* __restrict__ values,
+                               int count, int shift,
+                               const int* __restrict__ counts /* [blocks,kDigits] */,
+                               int* __restrict__ to_keys, int* __restrict__ to_values) {
   int* const place = reinterpret_cast<int*>(device::shared_memory());  // [kSortWarps,kDigits]
   int* const before = place + kSortWarps * kDigits;                    // [kDigits]
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32;

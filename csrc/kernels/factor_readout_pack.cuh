@@ -8,7 +8,7 @@
 namespace brainfast::cuda {
 
 constexpr int kPackThreads = 256;
-constexpr int kRowPieces = kRowData / 16;
+constexpr int kRowPieces = kRowData / 16, kRowPairs = kRowPieces / 2;
 
 __device__ inline float load_number(const void* numbers, std::int64_t index, Kind kind) {
   if (kind == Kind::float32) return static_cast<const float*>(numbers)[index];
@@ -48,9 +48,10 @@ __device__ inline uint4 pack_piece(int piece, Precision precision, Number&& numb
 }
 
 // What belongs to the vertex at each place of the order, its weights apart.
-__global__ void pack_vertices(Vertices p, const float* space /* [V,2] */,
-                              const float* layer /* [V,L] */, const float* scale /* [V] */,
-                              const float* bias /* [V] */) {
+__global__ void pack_vertices(Vertices p, const float* __restrict__ space /* [V,2] */,
+                              const float* __restrict__ layer /* [V,L] */,
+                              const float* __restrict__ scale /* [V] */,
+                              const float* __restrict__ bias /* [V] */) {
   const int place = blockIdx.x * blockDim.x + threadIdx.x;
   const int vertices = p.vertices;
   if (place >= vertices) return;
@@ -75,7 +76,7 @@ __global__ void pack_vertices(Vertices p, const float* space /* [V,2] */,
 }
 
 // A thread for every piece of every row.
-__global__ void pack_weight(Vertices p, const void* weight /* [V,D] */, Kind kind,
+__global__ void pack_weight(Vertices p, const void* __restrict__ weight /* [V,D] */, Kind kind,
                             Precision precision) {
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int piece = static_cast<int>(index % kRowPieces);
@@ -91,51 +92,45 @@ __global__ void pack_weight(Vertices p, const void* weight /* [V,D] */, Kind kin
       });
 }
 
-// A thread for two neighbouring pieces of every row: threads side by side read the same channels
-// of neighbouring pixels, and each fills a sector of memory.
-__global__ void pack_tokens(Vertices p, TokenRows x, const void* local /* [B,L,D,H,W] */,
-                            const void* global /* [B,L,D] */, Kind kind, Precision precision) {
-  constexpr int kPairs = kRowPieces / 2;
-  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int slice = static_cast<int>(index / (x.rows * kPairs));
-  if (slice >= p.slices) return;
-  std::int64_t rest = index - slice * x.rows * kPairs;
+// A block for two neighbouring pieces of the rows of an image and layer, in a slice: threads side
+// by side read the same channels of neighbouring pixels, and each fills a sector of memory.
+__global__ void pack_tokens(Vertices p, TokenRows x,
+                            const void* __restrict__ local /* [B,L,D,H,W] */,
+                            const void* __restrict__ global /* [B,L,D] */, Kind kind,
+                            Precision precision) {
+  const int pair = static_cast<int>(blockIdx.x) % kRowPairs;
+  int rest = static_cast<int>(blockIdx.x) / kRowPairs;
+  const int layer = rest % p.layers;
+  rest /= p.layers;
+  const int images = x.groups << x.shift, image = rest % images, slice = rest / images;
   const int pixels = p.pixels(), lanes = 1 << x.shift;
-  const bool zero = rest >= (x.rows - 1) * kPairs;
-  std::int64_t row = x.rows - 1;
-  std::int64_t source = 0, step = 0;  // of channel 0, and from channel to channel
-  bool real = false, whole = false;
-  int pair = static_cast<int>(rest % kPairs);
-  if (!zero) {
-    const int pixel = static_cast<int>(rest % (pixels + 1));
-    rest /= pixels + 1;
-    pair = static_cast<int>(rest % kPairs);
-    rest /= kPairs;
-    const int layer = static_cast<int>(rest % p.layers);
-    const std::int64_t image = rest / p.layers;
-    const std::int64_t group = image >> x.shift;
-    row = (((group * (pixels + 1) + pixel) * p.layers + layer) << x.shift) + (image & (lanes - 1));
-    real = image < x.images;
-    whole = pixel == pixels;
-    const std::int64_t token = (image * p.layers + layer) * p.channels;
-    source = whole ? token : token * pixels + pixel;
-    step = whole ? 1 : pixels;
-  }
   const int first = slice * slice_channels(precision);
-  const void* const from = whole ? global : local;
-  unsigned char* const to = x.data + (slice * x.rows + row) * kRowBytes;
-  for (int piece = 2 * pair; piece < 2 * pair + 2; ++piece) {
-    *reinterpret_cast<uint4*>(to + piece * 16) = pack_piece(piece, precision, [&](int channel) {
-      const int d = first + channel;
-      return real && d < p.channels ? load_number(from, source + d * step, kind) : 0.0f;
-    });
+  const std::int64_t token = (static_cast<std::int64_t>(image) * p.layers + layer) * p.channels;
+  // One past the pixels is for the global tokens, another one for the zero row.
+  const int last = layer == 0 && image == 0 ? pixels + 1 : pixels;
+  for (int pixel = threadIdx.x; pixel <= last; pixel += blockDim.x) {
+    const bool whole = pixel == pixels, real = image < x.images && pixel <= pixels;
+    const void* const from = whole ? global : local;
+    const std::int64_t source = whole ? token : token * pixels + pixel, step = whole ? 1 : pixels;
+    const std::int64_t at = static_cast<std::int64_t>(image >> x.shift) * (pixels + 1) + pixel;
+    const std::int64_t row =
+        pixel > pixels ? x.rows - 1 : ((at * p.layers + layer) << x.shift) + (image & (lanes - 1));
+    unsigned char* const to = x.data + (slice * x.rows + row) * kRowBytes;
+    for (int piece = 2 * pair; piece < 2 * pair + 2; ++piece) {
+      *reinterpret_cast<uint4*>(to + piece * 16) = pack_piece(piece, precision, [&](int channel) {
+        const int d = first + channel;
+        return real && d < p.channels ? load_number(from, source + d * step, kind) : 0.0f;
+      });
+    }
   }
 }
 
 // The gradient of y over D, in the order of the vertices and with images past the last zero; and
 // the gradient of the bias, where wanted.
-__global__ void pack_grad_output(Vertices p, TokenRows x, const float* grad_output /* [B,V] */,
-                                 float* sorted /* [groups*lanes,V] */, float* grad_bias /* [V] */) {
+__global__ void pack_grad_output(Vertices p, TokenRows x,
+                                 const float* __restrict__ grad_output /* [B,V] */,
+                                 float* __restrict__ sorted /* [groups*lanes,V] */,
+                                 float* __restrict__ grad_bias /* [V] */) {
   const int place = blockIdx.x * blockDim.x + threadIdx.x;
   if (place >= p.vertices) return;
   const std::int64_t v = p.order[place], vertices = p.vertices;

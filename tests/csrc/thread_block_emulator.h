@@ -75,7 +75,7 @@ class Block {
     grid_.x = grid;
     size_.x = threads;
     for (Fiber& fiber : fibers_) {
-      fiber.stack = std::make_unique<char[]>(kStack);
+      fiber.stack = std::make_unique_for_overwrite<char[]>(kStack);
       std::memset(fiber.stack.get(), kUntouched, kUntouchedBytes);
     }
   }
@@ -87,7 +87,7 @@ class Block {
     index_.x = index;
     kernel_ = &kernel;
     // 16-byte alignment is what operator new gives.
-    shared_ = std::make_unique<unsigned char[]>(shared_bytes_);
+    shared_ = std::make_unique_for_overwrite<unsigned char[]>(shared_bytes_);
     std::memset(shared_.get(), 0xFF, shared_bytes_);
     for (std::size_t i = 0; i < fibers_.size(); ++i) start(fibers_[i], static_cast<int>(i));
     while (step()) {
