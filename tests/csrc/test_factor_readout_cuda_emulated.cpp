@@ -20,17 +20,25 @@ using namespace brainfast;
 
 namespace {
 
+enum class Points { scattered, borders, together };
+
 struct Case {
   std::int64_t images;
   ReadoutShape shape;  // V L D H W align_corners
-  bool borders = false;
+  Points points = Points::scattered;
 };
 
 const std::vector<Case> kCases = {
-    {1, {1, 1, 1, 1, 1, true}},         {2, {17, 3, 130, 2, 2, true}},
-    {9, {15, 1, 5, 2, 3, false}},       {1, {130, 13, 33, 1, 2, false}},
-    {3, {40, 30, 5, 3, 1, false}},      {4, {60, 2, 66, 2, 2, false}},
-    {2, {49, 3, 9, 4, 4, false}, true}, {2, {49, 3, 9, 4, 4, true}, true},
+    {1, {1, 1, 1, 1, 1, true}},
+    {2, {17, 3, 130, 2, 2, true}},                    // slices of channels, with a tail
+    {9, {15, 1, 5, 2, 3, false}},                     // two groups of images
+    {1, {130, 13, 33, 1, 2, false}},                  // one image: a term for each column
+    {4, {60, 2, 66, 2, 2, false}},                    // four images side by side
+    {12, {20, 35, 3, 2, 2, false}},                   // windows of selectors, blocks of layers
+    {37, {9, 2, 7, 2, 1, false}},                     // a tile's groups of images in two units
+    {2, {300, 2, 5, 2, 2, false}, Points::together},  // tiles and chunks of one cell
+    {2, {49, 3, 9, 4, 4, false}, Points::borders},
+    {2, {49, 3, 9, 4, 4, true}, Points::borders},
 };
 
 // Device memory: of the size that was asked for, and all NaN.
@@ -60,11 +68,11 @@ void round_to_bfloat(std::vector<float>& numbers) {
 // For bf16, tokens and weights that are exact in it: products are then those of float32.
 Arguments<float> arguments_of(const Case& test, Precision precision) {
   auto arguments = random_arguments<float>(test.shape, test.images);
-  if (test.borders) {
-    for (std::size_t i = 0; i < arguments.space.size(); ++i) {
-      const auto side = static_cast<int>(i % 2 ? i / 14 : i / 2 % 7);
-      arguments.space[i] = static_cast<float>(side - 3) / 2.0f * 0.75f;
-    }
+  for (std::size_t i = 0; i < arguments.space.size(); ++i) {
+    const auto side = static_cast<int>(i % 2 ? i / 14 : i / 2 % 7);
+    float& coordinate = arguments.space[i];
+    if (test.points == Points::borders) coordinate = static_cast<float>(side - 3) * 0.375f;
+    if (test.points == Points::together) coordinate = std::clamp(coordinate, -2.0f, 2.0f) * 0.2f;
   }
   if (precision == Precision::bf16) {
     for (auto* part : {&arguments.local, &arguments.global, &arguments.weight}) {
