@@ -146,29 +146,20 @@ class Block {
     swapcontext(&fiber_->context, &scheduler_);
   }
 
-  // Runs every thread that can go on, then lets waiting ones go. False when all are done.
+  // Runs one warp after another up to its next barrier, so that none waits for a barrier that is
+  // missing, then lets them pass it. False when all threads are done.
   bool step() {
-    std::vector<int> order(fibers_.size());
-    std::iota(order.begin(), order.end(), 0);
-    if (schedule.shuffle_threads) {
-      std::shuffle(order.begin(), order.end(), std::mt19937(schedule.shuffle_threads++));
-    }
     bool moved = false;
-    for (int i : order) {
-      if (fibers_[i].wait != Wait::none) continue;
-      fiber_ = &fibers_[i];
-      swapcontext(&scheduler_, &fiber_->context);
-      moved = true;
+    for (int warp : order_of(static_cast<int>(fibers_.size()) / kWarp)) {
+      while (run_lanes(warp) || run_warp(warp)) moved = true;
     }
-    for (std::size_t warp = 0; warp * kWarp < fibers_.size(); ++warp) moved |= run_warp(warp);
     std::size_t waiting = 0, done = 0;
     for (const Fiber& fiber : fibers_) {
       waiting += fiber.wait == Wait::block;
       done += fiber.wait == Wait::done;
     }
     if (done == fibers_.size()) return false;
-    if (waiting + done == fibers_.size()) {
-      if (done) stop("a barrier that some threads have left");
+    if (waiting == fibers_.size()) {
       for (Fiber& fiber : fibers_) fiber.wait = Wait::none;
       moved = true;
     }
@@ -176,7 +167,28 @@ class Block {
     return true;
   }
 
-  bool run_warp(std::size_t warp) {
+  static std::vector<int> order_of(int count) {
+    std::vector<int> order(count);
+    std::iota(order.begin(), order.end(), 0);
+    if (schedule.shuffle_threads) {
+      std::shuffle(order.begin(), order.end(), std::mt19937(schedule.shuffle_threads++));
+    }
+    return order;
+  }
+
+  bool run_lanes(int warp) {
+    bool moved = false;
+    for (int lane : order_of(kWarp)) {
+      Fiber& fiber = fibers_[warp * kWarp + lane];
+      if (fiber.wait != Wait::none) continue;
+      fiber_ = &fiber;
+      swapcontext(&scheduler_, &fiber.context);
+      moved = true;
+    }
+    return moved;
+  }
+
+  bool run_warp(int warp) {
     void* operands[kWarp];
     const Fiber& first = fibers_[warp * kWarp];
     for (int lane = 0; lane < kWarp; ++lane) {
