@@ -30,13 +30,13 @@ struct Case {
 
 const std::vector<Case> kCases = {
     {1, {1, 1, 1, 1, 1, true}},
-    {2, {17, 3, 130, 2, 2, true}},                    // slices of channels, with a tail
-    {9, {15, 1, 5, 2, 3, false}},                     // two groups of images
-    {1, {130, 13, 33, 1, 2, false}},                  // one image: a term for each column
-    {4, {60, 2, 66, 2, 2, false}},                    // four images side by side
-    {12, {20, 35, 3, 2, 2, false}},                   // windows of selectors, blocks of layers
-    {37, {9, 2, 7, 2, 1, false}},                     // a tile's groups of images in two units
-    {2, {300, 2, 5, 2, 2, false}, Points::together},  // tiles and chunks of one cell
+    {2, {17, 3, 130, 2, 2, true}},                      // slices of channels, with a tail
+    {9, {15, 1, 5, 2, 3, false}},                       // two groups of images
+    {1, {130, 13, 33, 1, 2, false}},                    // one image: a term for each column
+    {4, {60, 2, 66, 2, 2, false}},                      // four images side by side
+    {12, {20, 35, 3, 2, 2, false}},                     // windows of selectors, blocks of layers
+    {37, {9, 2, 7, 2, 1, false}},                       // a tile's groups of images in two units
+    {2, {300, 2, 5, 16, 16, false}, Points::together},  // tiles and chunks of one cell
     {2, {49, 3, 9, 4, 4, false}, Points::borders},
     {2, {49, 3, 9, 4, 4, true}, Points::borders},
 };
@@ -72,7 +72,7 @@ Arguments<float> arguments_of(const Case& test, Precision precision) {
     const auto side = static_cast<int>(i % 2 ? i / 14 : i / 2 % 7);
     float& coordinate = arguments.space[i];
     if (test.points == Points::borders) coordinate = static_cast<float>(side - 3) * 0.375f;
-    if (test.points == Points::together) coordinate = std::clamp(coordinate, -2.0f, 2.0f) * 0.2f;
+    if (test.points == Points::together) coordinate = std::clamp(coordinate, -2.0f, 2.0f) * 0.02f;
   }
   if (precision == Precision::bf16) {
     for (auto* part : {&arguments.local, &arguments.global, &arguments.weight}) {
