@@ -285,6 +285,7 @@ int main() {
   test_rounding();
   test_order(7);
   test_order(20);
+  test_order(40);  // more cells than threads that cut them
   test_not_finite();
   test_refusals();
   std::puts("factor_readout on emulated CUDA: passed");
