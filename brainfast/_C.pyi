@@ -234,6 +234,65 @@ class VertexEmbedPlan:
     @property
     def flops_per_image(self) -> int: ...
 
+class CudaFactorReadout:
+    """In builds with CUDA alone. Memory is (address, bytes); arrays are addresses on `device`."""
+
+    def __init__(
+        self,
+        vertices: int,
+        layers: int,
+        channels: int,
+        height: int,
+        width: int,
+        align_corners: bool = False,
+        precision: str = "fp32",
+    ) -> None: ...
+    @property
+    def parameter_bytes(self) -> int: ...
+    def token_bytes(self, images: int) -> int: ...
+    def gradient_bytes(self, images: int) -> int: ...
+    def pack(
+        self,
+        packed: tuple[int, int],
+        space: int,  # [V,2]
+        layer: int,  # [V,L]
+        scale: int,  # [V]
+        weight: int,  # [V,D]
+        bias: int,  # [V]
+        *,
+        dtype: str,
+        device: int,
+        stream: int,
+    ) -> None: ...
+    def forward(
+        self,
+        packed: tuple[int, int],
+        scratch: tuple[int, int],
+        images: int,
+        local: int,  # [B,L,D,H,W]
+        global_: int,  # [B,L,D]
+        *,
+        dtype: str,
+        out: int,  # [B,V]
+        device: int,
+        stream: int,
+    ) -> None: ...
+    def backward(
+        self,
+        packed: tuple[int, int],
+        scratch: tuple[int, int],
+        images: int,
+        grad_output: int,  # [B,V]
+        local: int,  # [B,L,D,H,W]
+        global_: int,  # [B,L,D]
+        *,
+        dtype: str,
+        # local, global_, space, layer, scale, weight, bias; 0 where not wanted
+        out: Sequence[int],
+        device: int,
+        stream: int,
+    ) -> None: ...
+
 def isa(precision: str = "fp32") -> str: ...
 def supported_isas(precision: str = "fp32") -> list[str]: ...
 def num_threads() -> int: ...

@@ -239,6 +239,9 @@ PYBIND11_MODULE(_C, m) {
   bind_factor_projection(m);
   bind_factor_readout_workspace(m);
   bind_vertex_embed(m);
+#if defined(BRAINFAST_CUDA_KERNELS)
+  bind_cuda(m);
+#endif
   m.def(
       "isa",
       [](const std::string& precision) {

@@ -9,7 +9,7 @@ import torch
 
 from .. import _C
 from ..errors import BrainfastError
-from . import reference
+from . import factor_readout_cuda, reference
 
 LETTERS = {
     "local": "BLDHW",
@@ -38,9 +38,13 @@ def factor_readout(
 
     interp_l is `local` sampled bilinearly, zeros outside, at `space` (x then y, in -1..1). B and V
     may be 0. float32, bfloat16 and float16 are computed and answered in float32, each gradient in
-    its argument's dtype; float64 goes with float64 only. On the CPU the compiled kernels run; on
-    other devices `reference.factor_readout_cells` does. The same bits for any number of threads.
-    Errors: a wrong rank, size, dtype or device, or a sampling point that is not finite, is a
+    its argument's dtype; float64 goes with float64 only. The compiled kernels run on the CPU and,
+    but for float64, on CUDA; elsewhere `reference.factor_readout_cells` does. The same bits on
+    every run and for any number of threads.
+
+    On CUDA nothing waits for the device, so that a graph can capture a call once another has gone
+    before it: a vertex whose sampling point is not finite answers NaN there.
+    Errors: a wrong rank, size, dtype or device, or else a sampling point that is not finite, is a
     BrainfastError. Source: Yang et al., Brain Decodes Deep Nets, Listing 1.
     """
     tensors = (local, global_, space, layer, scale, weight, bias)
@@ -61,6 +65,10 @@ def _readout(
     *,
     align_corners: bool = False,
 ) -> torch.Tensor:
+    if _on_cuda_kernels(local):
+        return factor_readout_cuda.forward(
+            *(local, global_, space, layer, scale, weight, bias), align_corners=align_corners
+        )
     check_finite(space)
     tensors = _in_compute_dtype(local, global_, space, layer, scale, weight, bias)
     if local.device.type != "cpu":
@@ -88,7 +96,11 @@ def _readout_backward(
     tensors = _in_compute_dtype(*inputs[:-1])
     grad_output = grad_output.to(tensors[0].dtype)
     found: Sequence[Any]
-    if local.device.type != "cpu":
+    if _on_cuda_kernels(local):
+        found = factor_readout_cuda.backward(
+            grad_output, *inputs, needs, align_corners=align_corners
+        )
+    elif local.device.type != "cpu":
         found = reference.factor_readout_cells_backward(
             grad_output, *tensors, align_corners=align_corners
         )
@@ -137,6 +149,12 @@ def _differentiate(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | 
 
 
 _readout.register_autograd(_differentiate, setup_context=_save)
+
+
+def _on_cuda_kernels(local: torch.Tensor) -> bool:
+    if local.device.type != "cuda" or local.dtype == torch.float64:
+        return False
+    return factor_readout_cuda.usable(local.device)
 
 
 def _compute_dtype(tensor: torch.Tensor) -> torch.dtype:
