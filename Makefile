@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests run in so many processes of one thread each: every one holds torch, about 1 GB.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
 
 .PHONY: demo test test-isa lint format clean
 
@@ -9,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/brainfast demo
 
 test: $(VENV)/installed-test
-	$(BIN)/pytest
+	$(PYTEST)
 
 # What depends on the instruction set, under each that machines fall back to.
 ISA_TESTS := tests/ops tests/models tests/test_folded.py tests/test_encoder.py \
@@ -18,7 +21,7 @@ test-isa: $(VENV)/installed-test
 	for isa in $$($(BIN)/python -c "from brainfast import _C; \
 			print('portable', *{'avx2'}.intersection(_C.supported_isas()), 'amx-emulated')"); do \
 		echo "== BRAINFAST_ISA=$$isa" && \
-		BRAINFAST_ISA=$$isa $(BIN)/pytest -q $(ISA_TESTS) || exit 1; \
+		BRAINFAST_ISA=$$isa $(PYTEST) -q $(ISA_TESTS) || exit 1; \
 	done
 
 lint: $(VENV)/installed-dev

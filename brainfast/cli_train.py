@@ -115,7 +115,15 @@ def train(
     from .models.registry import has_subjects
 
     if has_subjects(model):
-        _refuse(model, epochs=epochs)
+        _refuse(model, epochs=epochs, coordinates=coordinates)
+        if start is not None:
+            _refuse(
+                f"{model} in phase 1",
+                trunk=trunk,
+                layers=layers,
+                weights=weights,
+                random_trunk=random_trunk or None,
+            )
         group = open_group(
             data,
             {"split": split.value, "missing": missing.value, "seed": seed},
@@ -160,22 +168,33 @@ def adapt(
     from .training import add_subject
 
     encoder = GroupEncoder.load(model)
-    seed = encoder.card.training.seed if encoder.card.training else 0
-    subject = open_data(data, Surface.inflated, None, ncsnr, groups, seed)
-    name = subject.space.subject or data.name
+    training = encoder.card.training
+    options = (training.data if training else {}) | {"seed": training.seed if training else 0}
+    if options.get("split") == SplitKind.per_subject:
+        raise BrainfastError(
+            str(model),
+            expected="a model whose images were split for all subjects at once",
+            got="one with a split a subject, which may have trained on any of this one's images",
+            remedy="train it with --split by_image",
+        )
+    group = open_group([data], options, ncsnr=ncsnr, groups=groups)
+    (name,) = group.subjects
+    train, val, heldout = (part.of(name) for part in (group.train, group.val, group.heldout))
     grown = add_subject(
         encoder,
         name,
-        subject.train,
+        train,
+        others=(val, heldout),
         trials=trials,
         sgd_steps=sgd_steps,
-        validation=subject.val,
+        validation=val,
         progress=not quiet,
     )
-    scores = grown.evaluate(subject.heldout, name, progress=not quiet)
     grown.save(out)
+    scores = grown.evaluate(heldout, name, progress=not quiet)
     scores.save(out / "scores" / "heldout" / name)
-    print_scores(scores, subject.space)
+    grown.card.write(out)
+    print_scores(scores, heldout.space)
     typer.echo(f"model: {out}")
 
 

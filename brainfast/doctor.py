@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from . import _C
+from .machine import cpu_model
 
 PACKAGES = (
     "torch",
@@ -24,9 +25,10 @@ PACKAGES = (
 )
 NOT_INSTALLED = "not installed"
 KERNELS = (
-    "none yet: brainfast's own operations run on the CPU, and this build only looks for GPUs;"
-    " a trunk under torch can use one"
+    "factor_readout, which has run on an emulator only so far: on a GPU it is compared with torch"
+    " when it is first used, and left aside where they differ; the rest runs as torch operations"
 )
+NO_KERNELS = "none in this build: on a GPU, brainfast's operations run as torch operations"
 
 
 def diagnose() -> dict[str, Any]:
@@ -82,22 +84,10 @@ def package_version(name: str) -> str:
         return NOT_INSTALLED
 
 
-def cpu_model() -> str:
-    """The processor's name."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or "not known"
-
-
 def _gpu() -> dict[str, Any]:
     found = _C.cuda_info()
     return {
-        "kernels": KERNELS,
+        "kernels": KERNELS if hasattr(_C, "CudaFactorReadout") else NO_KERNELS,
         "code_for": [_architecture(name) for name in found["architectures"].split()],
         "cuda_runtime": found["runtime_version"] or None,
         "driver": found["driver_version"] or None,
@@ -108,8 +98,11 @@ def _gpu() -> dict[str, Any]:
 
 
 def _architecture(name: str) -> str:
-    """CMake's names: "90-real" is machine code alone, "120" has PTX for later cards as well."""
+    """CMake's names: "90-real" is machine code, "90-virtual" PTX for that card and later ones,
+    "120" both."""
     number, _, kind = name.partition("-")
+    if kind == "virtual":
+        return f"PTX of sm_{number} for later cards"
     return f"sm_{number}" if kind else f"sm_{number} and later"
 
 

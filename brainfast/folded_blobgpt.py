@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +17,11 @@ from .folded import Array, Precision, check_array, check_precision
 from .tokens import Tokens
 
 GROUP = "group"  # the name of the prediction that leaves the subject out
+
+
+def is_subject_name(name: str) -> bool:
+    """Whether a subject may bear it: it names arrays, folders, and stands between commas."""
+    return re.fullmatch(r"[\w-]+", name) is not None and name != GROUP
 
 
 @dataclass(frozen=True)

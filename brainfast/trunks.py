@@ -245,8 +245,7 @@ _STRICT = _Strict()
 
 def _fp32_backends() -> tuple[Any, ...]:
     cudnn: Any = torch.backends.cudnn
-    mkldnn: Any = torch.backends.mkldnn
-    # Where only one of cuDNN's two differs, torch.export refuses to work.
+    mkldnn: Any = torch.backends.mkldnn  # of cuDNN both parts, or torch.export refuses to work
     return (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv)
 
 

@@ -17,7 +17,7 @@ EACH = 28  # images that a subject saw; neighbours share most of theirs
 
 
 def _subject(name: str, first: int) -> Arrays:
-    """Responses that follow the brightness of four quarters of the image, each vertex one mix."""
+    """Responses that mix the brightness of the image's quarters, much alike in all subjects."""
     rng = np.random.default_rng(first)
     images = np.random.default_rng(99).integers(0, 255, (POOL, 32, 32, 3), dtype=np.uint8)
     images = (images // 4 + np.arange(POOL, dtype=np.uint8)[:, None, None, None] * 3).astype(
@@ -27,9 +27,11 @@ def _subject(name: str, first: int) -> Arrays:
     shown = images[first : first + EACH]
     quarters = shown.reshape(EACH, 2, 16, 2, 16, 3).mean(axis=(2, 4, 5)).reshape(EACH, 4)
     quarters = (quarters - quarters.mean(axis=0)) / quarters.std(axis=0)
-    lh, rh = (np.sort(rng.choice(40, size, replace=False)) for size in (9, 7))
+    lh, rh = (np.sort(rng.choice(*of, replace=False)) for of in ((12, 9), (10, 7)))
     masks = {"V1v": np.arange(16) < 5, "FFA-1": np.arange(16) >= 11}
-    responses = quarters @ rng.normal(size=(4, 16)) * 0.5 + 0.1 * rng.normal(size=(EACH, 16))
+    common = np.random.default_rng(7).normal(size=(4, 22))  # of every vertex, for everybody
+    mix = common[:, np.concatenate([lh, 12 + rh])] + 0.5 * rng.normal(size=(4, 16))
+    responses = quarters @ mix * 0.5 + 0.1 * rng.normal(size=(EACH, 16))
     return Arrays(
         images=shown,
         responses=responses.astype(np.float32),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from brainfast import _C, doctor
+from brainfast import _C, doctor, machine
 
 
 @pytest.fixture(scope="module")
@@ -15,6 +15,7 @@ def report():
 def test_the_report_is_json_and_says_what_was_found(report):
     again = json.loads(json.dumps(report))
     assert again["cpu"]["instruction_set"] == _C.isa()
+    assert again["cpu"]["model"] == machine.cpu_model() != ""
     assert again["cpu"]["threads"] == _C.num_threads()
     assert again["packages"]["numpy"] != doctor.NOT_INSTALLED
     assert set(again["cpu"]["usable"]) <= set(again["build"]["isas"])

@@ -46,7 +46,8 @@ class Basis:
         in each column is positive
     bias: float32 [V], mean of each vertex over the pairs in which it is present
     explained: float32 [R], share of the total variance; None for a file that does not say
-    space_hash, split_hash: vertices and training part that it was fitted on, where known
+    space_hash, split_hash, responses_hash: vertices, training part and its responses that it was
+        fitted on, where known
     missing, method: how it was fitted, where known
 
     Source: the BlobGPT report, "PCA fMRI activity embedding".
@@ -57,6 +58,7 @@ class Basis:
     explained: Floats | None = None
     space_hash: str | None = None
     split_hash: str | None = None
+    responses_hash: str | None = None
     missing: Missing | None = None
     method: Method | None = None
 
@@ -136,7 +138,7 @@ class Basis:
         return basis
 
 
-_METADATA = ("space_hash", "split_hash", "missing", "method")
+_METADATA = ("space_hash", "split_hash", "responses_hash", "missing", "method")
 
 
 def fit_basis(
@@ -190,6 +192,7 @@ def fit_basis(
         explained=explained.astype(np.float32),
         space_hash=split.space.hash(),
         split_hash=split.hash,
+        responses_hash=split.responses_hash,
         missing=split.missing,
         method=chosen,
     )

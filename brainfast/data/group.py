@@ -213,6 +213,15 @@ class GroupSplit:
             mask[:] = True
         return values, mask
 
+    @cached_property
+    def responses_hash(self) -> str:
+        """SHA-256 of all responses, subject after subject."""
+        digest = hashlib.sha256()
+        for subject, split in self._splits.items():
+            assert split.responses is not None  # a Split of measured images
+            digest.update(f"{subject}|{split.responses.hash()}\n".encode())
+        return digest.hexdigest()
+
     def _measured(self, subject: str, rows: Indices) -> Floats:
         responses = self._splits[subject].responses
         assert responses is not None  # a Split of measured images

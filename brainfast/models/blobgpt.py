@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 
 from ..card import Side
 from ..errors import BrainfastError
-from ..folded_blobgpt import GROUP, BlobProjection, FoldedBlobGPT
+from ..folded_blobgpt import GROUP, BlobProjection, FoldedBlobGPT, is_subject_name
 from ..ops import factor_projection, reference
 from ..tokens import Tokens
 
@@ -271,12 +271,13 @@ def _check_construction(
             expected="one channel count and one grid a layer",
             got=f"{len(layers)} layers, {len(channels)} counts, {len(config.grids)} grids",
         )
-    names = set(config.subjects)
-    if len(names) < len(config.subjects) or GROUP in names or any("." in name for name in names):
+    names = config.subjects
+    if len(set(names)) < len(names) or not all(map(is_subject_name, names)):
         raise BrainfastError(
             "subjects",
-            expected=f"names that differ, without dots, none {GROUP!r}",
-            got=", ".join(config.subjects),
+            expected=f"names that differ, of letters, digits, - and _, none {GROUP!r}",
+            got=", ".join(names),
+            remedy="rename the folders, or pass {name: data}",
         )
     if weight.ndim != 2 or weight.shape[1] != config.components or bias.shape != weight.shape[:1]:
         raise BrainfastError(

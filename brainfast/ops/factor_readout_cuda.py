@@ -57,7 +57,11 @@ def _difference(device: torch.device) -> str:
     *inputs, grad_output = (torch.randn(shape, generator=generator).to(device) for shape in shapes)
     expected = [reference.factor_readout_cells(*inputs)]
     expected += reference.factor_readout_cells_backward(grad_output, *inputs[:-1])
-    found = [forward(*inputs), *backward(grad_output, *inputs, needs=[True] * len(inputs))]
+    local, global_, space, layer, scale, weight, bias = inputs
+    found: list[torch.Tensor | None] = [forward(*inputs)]
+    found += backward(
+        grad_output, local, global_, space, layer, scale, weight, bias, needs=[True] * 7
+    )
     names = ("answers", *(f"gradients of {name}" for name in NAMES))
     for name, ours, theirs in zip(names, found, expected, strict=True):
         assert ours is not None

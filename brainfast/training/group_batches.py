@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..images import Preprocessing, as_images, preprocess
+from ..machine import usable_cores
 from ..tokens import Tokens
 from .trainer import Sampler
 
@@ -84,12 +86,15 @@ class GroupBatches:
         self.micro_batch, self.share = micro_batch, share
         self.crop_scale, self.seed, self.tokens = crop_scale, seed, tokens
         self.sampler = Sampler(len(split), batch, seed)
+        self._lock = Lock()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="brainfast-batches")
+        self._decoders = ThreadPoolExecutor(usable_cores(), thread_name_prefix="brainfast-images")
         self._next: tuple[int, Future[GroupBatch]] | None = None
 
     def samples(self, step: int) -> NDArray[np.int64]:
         """Sample numbers [B] of the whole batch of `step`, over all ranks."""
-        return self.sampler.indices(step)
+        with self._lock:  # the thread that loads asks as well
+            return self.sampler.indices(step)
 
     def step(self, step: int) -> list[GroupBatch]:
         """This rank's micro-batches of `step`, on the CPU; those of the next are begun."""
@@ -102,6 +107,7 @@ class GroupBatches:
     def close(self) -> None:
         """Stop decoding."""
         self._pool.shutdown(cancel_futures=True)
+        self._decoders.shutdown(cancel_futures=True)
 
     def _load(self, step: int) -> GroupBatch:
         samples = self.samples(step)[self.share]
@@ -115,15 +121,15 @@ class GroupBatches:
         )
 
     def _pixels(self, samples: NDArray[np.int64], step: int) -> torch.Tensor:
-        images = [self._image(int(sample), step) for sample in samples]
-        return torch.from_numpy(preprocess(images, self.preprocessing))
+        parts = self._decoders.map(lambda sample: self._image(int(sample), step), samples)
+        return torch.from_numpy(np.concatenate(list(parts)))
 
-    def _image(self, sample: int, step: int) -> NDArray[np.uint8]:
+    def _image(self, sample: int, step: int) -> NDArray[np.float32]:  # [1,3,H,W]
         image: NDArray[np.uint8] = as_images(self.split.image(sample))[0]
-        if self.crop_scale == (1.0, 1.0):
-            return image
-        rng = np.random.default_rng([self.seed, CROP_STREAM, step, sample])
-        return random_crop(image, self.crop_scale, rng)
+        if self.crop_scale != (1.0, 1.0):
+            rng = np.random.default_rng([self.seed, CROP_STREAM, step, sample])
+            image = random_crop(image, self.crop_scale, rng)
+        return preprocess([image], self.preprocessing)
 
 
 def random_crop(

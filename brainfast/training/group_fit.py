@@ -18,6 +18,7 @@ from ..data.splits import NAMES
 from ..data.text import TextEmbeddings
 from ..errors import BrainfastError
 from ..files import hash_arrays
+from ..folded_blobgpt import GROUP, is_subject_name
 from ..group_encoder import BASIS_FILE, GroupEncoder
 from ..models.blobgpt import BlobGPT
 from ..models.llm_vem import LlmVem
@@ -62,7 +63,8 @@ def fit_group(
     `torchrun` each process takes its share of every batch; the result is that of one process.
     """
     chosen = find_group_recipe(model, phase, recipe)
-    _check_arguments(model, chosen, start, text)
+    _check_names(data)
+    _check_arguments(model, phase, chosen, start, text)
     work = Path(work) if work is not None else _default_work(model, data, chosen, seed)
     ranks = Ranks(torch_device(device))
     if start is None:
@@ -71,7 +73,7 @@ def fit_group(
         head = _new_head(data, trunk, chosen, basis, options, seed)
     else:
         trunk = copy.deepcopy(start.trunk)  # `start` stays the model that it is
-        head = _continued_head(model, start, data, text, options, seed)
+        head = _continued_head(model, chosen, start, data, text, options, seed)
     tokens = None
     if chosen.cache_tokens:
         tokens = cache_tokens(
@@ -100,7 +102,7 @@ def fit_group(
     )
     state = trainer.run()
     return GroupEncoder.assemble(
-        model=model if isinstance(head, LlmVem) else "blobgpt",
+        model=ALIGNED if isinstance(head, LlmVem) else "blobgpt",
         trunk=trunk,
         head=head,
         spaces=data.spaces,
@@ -151,8 +153,9 @@ def _is_fitted(path: Path, data: Group, components: int) -> bool:
     if not path.is_file():
         return False
     basis = Basis.load(path)
-    fits = (basis.space_hash, basis.split_hash) == (data.space.hash(), data.train.hash)
-    return fits and components == basis.R and basis.missing == data.missing
+    wanted = (data.space.hash(), data.train.hash, data.train.responses_hash, components)
+    found = (basis.space_hash, basis.split_hash, basis.responses_hash, basis.R)
+    return found == wanted and basis.missing == data.missing
 
 
 def _new_head(
@@ -179,20 +182,25 @@ def _new_head(
 
 def _continued_head(
     model: str,
+    recipe: GroupRecipe,
     start: GroupEncoder,
     data: Group,
     text: TextEmbeddings | None,
     options: dict[str, Any],
     seed: int,
 ) -> BlobGPT:
-    """The head of an earlier phase; for "llm-vem" with a new matrix to the texts, if need be."""
+    """The head of an earlier phase as `model`: with a new matrix to the texts, or without one."""
     _check_start(start, data)
     old: BlobGPT = start.head
-    make_model, config_class = model_class(model if text is not None else start.card.model)
-    about = old.config.model_dump() | options
-    if text is not None:
-        about["text_dim"] = text.text_dim
-    config = make_config(config_class, about)
+    make_model, config_class = model_class(model)
+    about = {
+        name: value
+        for name, value in old.config.model_dump().items()
+        if name in config_class.model_fields
+    }
+    if text is not None and recipe.alignment is not None:
+        about |= {"text_dim": text.text_dim, "temperature": recipe.alignment.temperature}
+    config = make_config(config_class, about | options)
     fixed = ("subjects", "grids", "class_token", "latent", "components")
     changed = [name for name in fixed if getattr(config, name) != getattr(old.config, name)]
     if changed:
@@ -213,9 +221,28 @@ def _continued_head(
     return head
 
 
+def _check_names(data: Group) -> None:
+    wrong = [name for name in data.subjects if not is_subject_name(name)]
+    if wrong:
+        raise BrainfastError(
+            "subjects",
+            expected=f"names of letters, digits, - and _, none {GROUP!r}",
+            got=wrong[0],
+            remedy="rename the folder, or pass {name: data} to Group",
+        )
+
+
 def _check_arguments(
-    model: str, recipe: GroupRecipe, start: GroupEncoder | None, text: TextEmbeddings | None
+    model: str,
+    phase: int,
+    recipe: GroupRecipe,
+    start: GroupEncoder | None,
+    text: TextEmbeddings | None,
 ) -> None:
+    if recipe.phase != phase:
+        raise BrainfastError(
+            "recipe", expected=f"one of phase {phase}", got=f"one of phase {recipe.phase}"
+        )
     if (recipe.phase == 2) != (start is not None):
         wanted = "a model of phase 1 to go on from" if recipe.phase == 2 else "none in phase 1"
         raise BrainfastError(
@@ -247,6 +274,13 @@ def _check_start(start: GroupEncoder, data: Group) -> None:
             remedy="give the folders that phase 1 was trained on, in the same order",
         )
     training = start.card.training
+    if training is not None and training.data and training.data != data.options:
+        raise BrainfastError(
+            "start",
+            expected=f"a group divided as in phase 1: {training.data}",
+            got=str(data.options),
+            remedy="give the same split, fractions and missing",
+        )
     if training is not None and training.split_hash not in (None, data.split_hash):
         raise BrainfastError(
             "start",
@@ -266,7 +300,6 @@ def _run_key(
     seed: int,
 ) -> dict[str, Any]:
     """All that the weights at a given step depend on; how a batch is cut up is not part of it."""
-    responses = [data.train.of(name).responses for name in data.subjects]
     key = {
         "model": model,
         "trunk": trunk.config.weights_hash,
@@ -277,7 +310,7 @@ def _run_key(
         "start": _hash_of(head),
         "split": data.split_hash,
         "missing": data.missing,
-        "responses": [part.hash() for part in responses if part is not None],
+        "responses": data.train.responses_hash,
         "text": None if text is None else text.hash,
         "seed": seed,
     }
@@ -287,7 +320,9 @@ def _run_key(
 
 def _hash_of(head: BlobGPT) -> str:
     state = {name: value.cpu().numpy() for name, value in head.state_dict().items()}
-    return hash_arrays(state | {"weight": head.weight.numpy(), "bias": head.bias.numpy()})
+    return hash_arrays(
+        state | {"weight": head.weight.cpu().numpy(), "bias": head.bias.cpu().numpy()}
+    )
 
 
 def _training_card(

@@ -217,7 +217,7 @@ def learning_rate(recipe: GroupRecipe, step: int) -> float:
 
 
 def _make_optimizer(trained: Trained, recipe: GroupRecipe) -> torch.optim.AdamW:
-    parameters = [p for p in trained.parameters() if p.requires_grad]
+    parameters = {n: p for n, p in trained.named_parameters() if p.requires_grad}
     if not parameters:
         raise BrainfastError(
             "recipe",
@@ -225,8 +225,12 @@ def _make_optimizer(trained: Trained, recipe: GroupRecipe) -> torch.optim.AdamW:
             got=f"a frozen head, and no trunk parameter named {recipe.unfreeze}",
             remedy="unfreeze other parameters, see the trunk's named_parameters()",
         )
+    # Decay would draw a temperature to 1.
+    free = [p for name, p in parameters.items() if name.endswith("log_temperature")]
+    decayed = [p for name, p in parameters.items() if not name.endswith("log_temperature")]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW(
-        parameters,
+        [group for group in groups if group["params"]],
         lr=recipe.lr,
         betas=recipe.betas,
         weight_decay=recipe.weight_decay,

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..data.splits import Split
 from ..errors import BrainfastError
+from ..folded_blobgpt import GROUP, is_subject_name
 from ..group_encoder import GroupEncoder
 from ..models.blobgpt import BlobGPT
 from .fit import GOLDEN_IMAGES
@@ -19,6 +20,7 @@ from .group_losses import masked_squared_error
 
 ALPHAS = tuple(10.0**power for power in range(-4, 9))
 LEAST_TRIALS = 4
+RANK = 1e-6  # of the largest singular value: directions below it are not the subject's to tell
 
 
 def add_subject(
@@ -26,6 +28,7 @@ def add_subject(
     subject: str,
     train: Split,
     *,
+    others: Sequence[Split] = (),
     trials: int | None = None,
     alphas: Sequence[float] = ALPHAS,
     sgd_steps: int = 0,
@@ -36,18 +39,22 @@ def add_subject(
 ) -> GroupEncoder:
     """The model with one subject more: its map [R,K] and offset [R], by ridge regression.
 
-    With E the embedding and m its mean, the map minimises sum |E^+ (y - m) - shared f - W f - b|^2
-    + alpha |W|^2 over the first `trials` images of `train` (all without), E^+ being the least
-    squares inverse on the subject's vertices; alpha is chosen among `alphas` by leave-one-out
-    error. Nothing else changes, so the answers for other subjects stay as they are, to the bit.
-    sgd_steps: steps of AdamW on the squared error of the responses afterwards; with `validation`
-    the best step is kept, the ridge's being one of them.
+    With E = U S V' the embedding on the subject's vertices and m its mean, the map minimises
+    sum |y - m - E (shared f + W f + b)|^2 + alpha |S V' W|^2 over the first `trials` images of
+    `train` (all without); alpha is chosen among `alphas` by leave-one-out error. Nothing else
+    changes, so the answers for other subjects stay as they are, to the bit.
+    others: the subject's other parts, which the model's card is to know, so that training images
+    are never scored by mistake. sgd_steps: steps of AdamW on the squared error of the responses
+    afterwards; with `validation` the best step is kept, the ridge's being one of them.
 
     Vertices outside the model's space, too few trials or a known name are a BrainfastError.
     """
-    if subject in (*encoder.subjects, "group"):
+    if subject in (*encoder.subjects, GROUP) or not is_subject_name(subject):
         raise BrainfastError(
-            "subject", expected="a name that the model does not have", got=repr(subject)
+            "subject",
+            expected="a name that the model does not have, of letters, digits, - and _",
+            got=repr(subject),
+            remedy="rename the folder, or pass another name",
         )
     count = len(train) if trials is None else trials
     if not LEAST_TRIALS <= count <= len(train):
@@ -63,7 +70,8 @@ def add_subject(
         _refine(head, columns, latent, measured, checks, sgd_steps, lr, seed, progress)
     training = encoder.card.training
     if training is not None:
-        hashes = training.split_hashes | {f"{train.name}/{subject}": train.hash}
+        parts = [train, *others]
+        hashes = training.split_hashes | {f"{part.name}/{subject}": part.hash for part in parts}
         images = training.images | {f"{train.name}/{subject}": count}
         training = training.model_copy(update={"split_hashes": hashes, "images": images})
     return GroupEncoder.assemble(
@@ -115,12 +123,17 @@ def _ridge(
     basis, mean = head.weight.cpu()[rows].double(), head.bias.cpu()[rows].double()
     if head.config.pca_mean == "twice":
         mean = 2 * mean
-    centred = measured[:, present].double() - mean
-    activity = torch.linalg.lstsq(basis, centred.T, driver="gelsd").solution.T  # [n,R]
-    rest = activity - latent.double() @ head.shared.detach().cpu().double().T
-    ridge = RidgeCV(alphas=alphas).fit(latent.double().numpy(), rest.numpy())
-    weight = torch.from_numpy(np.atleast_2d(ridge.coef_)).float()
-    return weight, torch.from_numpy(np.atleast_1d(ridge.intercept_)).float()
+    # In the directions U of the response, so that the error is that of the responses whether or
+    # not the embedding is orthonormal on these vertices.
+    left, sizes, right = torch.linalg.svd(basis, full_matrices=False)
+    kept = sizes > RANK * sizes.max()
+    left, sizes, right = left[:, kept], sizes[kept], right[kept]
+    shared = latent.double() @ head.shared.detach().cpu().double().T
+    rest = (measured[:, present].double() - mean) @ left - shared @ right.T * sizes
+    ridge = RidgeCV(alphas=np.asarray(alphas)).fit(latent.double().numpy(), rest.numpy())
+    back = right.T / sizes  # [R,kept]
+    weight = back @ torch.from_numpy(np.atleast_2d(ridge.coef_))
+    return weight.float(), (back @ torch.from_numpy(np.atleast_1d(ridge.intercept_))).float()
 
 
 def _with_map(head: BlobGPT, subject: str, weight: torch.Tensor, bias: torch.Tensor) -> BlobGPT:

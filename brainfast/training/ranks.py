@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -20,14 +21,18 @@ class Ranks:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
+        # Schedulers leave variables of the same names behind: only torchrun's count.
+        launched = dist.is_torchelastic_launched()
+        self.size = int(os.environ["WORLD_SIZE"]) if launched else 1
+        self.rank = int(os.environ["RANK"]) if launched else 0
         if device.type == "cuda" and self.size > 1:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
         self.device = device
         if self.size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            # One process may work for hours while the others wait: on a PCA, on a token cache.
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(days=7))
             # Not after each run: a second group would meet the addresses of the first.
             atexit.register(dist.destroy_process_group)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from brainfast.data import Group
 from brainfast.data.responses import Responses
@@ -91,3 +92,45 @@ def test_bad_input_is_one_line(pair: tuple[Any, Group]) -> None:
         add_subject(encoder, "c", train, trials=3, progress=False)
     with pytest.raises(BrainfastError, match="not among them"):
         add_subject(encoder, "c", group.train.of("c"), progress=False)
+
+
+def test_parts_that_were_trained_on_are_not_scored(pair: tuple[Any, Group]) -> None:
+    encoder, group = pair
+    train, val, heldout = (
+        restricted(getattr(group, side).of("c"), encoder) for side in ("train", "val", "heldout")
+    )
+    grown = add_subject(encoder, "c", train, others=(val, heldout), progress=False)
+    grown.evaluate(heldout, "c", progress=False)
+    shifted = replace(train, name="heldout", hash="another")
+    for subject in ("c", "group"):
+        with pytest.raises(BrainfastError, match="training images could be scored"):
+            grown.evaluate(shifted, subject, progress=False)
+
+
+def test_the_ridge_is_fitted_in_the_metric_of_the_responses(pair: tuple[Any, Group]) -> None:
+    """On few vertices the embedding is far from orthonormal: compare with a plain ridge there."""
+    encoder, group = pair
+    train = restricted(group.train.of("c"), encoder)
+    rows = np.arange(5)
+    part = replace(
+        train,
+        space=train.space.take(rows),
+        responses=Responses([np.asarray(train.responses[np.arange(len(train))])[:, rows]]),
+    )
+    grown = add_subject(encoder, "c", part, alphas=(0.5,), progress=False)
+    columns = encoder.space.positions(part.space)
+    with torch.no_grad():
+        features = encoder.trunk.features(list(part.images), 64)
+        latent = torch.cat([encoder.head.latent(encoder.head.project(t)) for t in features])
+    basis = encoder.head.weight[torch.from_numpy(columns)].double().numpy()
+    left, sizes, right = np.linalg.svd(basis, full_matrices=False)
+    f = latent.double().numpy()
+    y = np.asarray(part.responses[np.arange(len(part))]) - encoder.head.bias.numpy()[columns]
+    rest = (y - f @ encoder.head.shared.detach().double().numpy().T @ basis.T) @ left
+    centred = f - f.mean(axis=0)
+    gram = centred.T @ centred + 0.5 * np.eye(f.shape[1])
+    solution = np.linalg.solve(gram, centred.T @ (rest - rest.mean(axis=0)))
+    expected = left @ solution.T
+    found = basis @ grown.head.subject_weight[-1].detach().double().numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+    assert len(sizes) == len(right)
