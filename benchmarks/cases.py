@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-StageName = Literal["readout", "tokens", "training", "image"]
+StageName = Literal[
+    "readout", "tokens", "training", "image", "projection", "embed", "blobgpt", "phase1"
+]
 
 TITLES: dict[StageName, str] = {
     "readout": "aligned tokens → response (`factor_readout`)",
     "tokens": "raw trunk tokens → response (down-sample, align, readout)",
     "training": "training step (forward, backward, AdamW)",
     "image": "uint8 image → response (preprocessing, trunk, head)",
+    "projection": "BlobGPT: raw trunk tokens → latent (`factor_projection`)",
+    "embed": "BlobGPT: latent → response (`vertex_embed`)",
+    "blobgpt": "BlobGPT: raw trunk tokens → response, one projection for all subjects",
+    "phase1": "BlobGPT: training step of the head (forward, backward, AdamW)",
+}
+
+# The sizes that a stage has.
+LETTERS: dict[StageName, str] = {
+    "readout": "VLDHW",
+    "tokens": "VLDHWC",
+    "training": "VLDHW",
+    "image": "VLDHWC",
+    "projection": "LTCK",
+    "embed": "VK",
+    "blobgpt": "VLTCKRS",
+    "phase1": "VLTCKRS",
 }
 
 
@@ -21,8 +39,9 @@ class Case:
     """One set of sizes.
 
     batches: values of B; listing1: those at which Listing 1 takes part, where its memory allows;
-    compile_listing1: those at which torch.compile of it does; C and raw: channels and side of the
-    trunk's token grid; side: of the readout's grid.
+    compiled: those at which the forms that torch compiles do; C and raw:
+    channels and side of the trunk's token grid; side: of the readout's grid; K, R, S: latent,
+    embedding dimensions and subjects of BlobGPT, whose T tokens are the raw grid and one summary.
     """
 
     stage: StageName
@@ -31,34 +50,78 @@ class Case:
     L: int = 12
     D: int = 128
     C: int = 768
+    K: int = 1024
+    R: int = 2048
+    S: int = 1
     raw: int = 16
     side: int = 8
     trunk: str = ""
     image_px: int = 425
     listing1: tuple[int, ...] = ()
-    compile_listing1: tuple[int, ...] = ()
+    compiled: tuple[int, ...] = ()
+
+    @property
+    def T(self) -> int:
+        """Tokens of a layer, the summary among them."""
+        return self.raw**2 + 1
+
+    @property
+    def H(self) -> int:
+        """Height of the readout's grid."""
+        return self.side
+
+    @property
+    def W(self) -> int:
+        """Width of the readout's grid."""
+        return self.side
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the case takes without Listing 1, an estimate from above."""
+        letters, batch = LETTERS[self.stage], max(self.batches)
+        if "D" in letters:
+            return 80 * self.V * self.D + 40 * batch * self.L * self.C * self.raw**2
+        embedding = 24 * self.V * self.R if "R" in letters else 0
+        maps = 16 * self.S * self.V * self.K if "V" in letters else 0
+        tokens = batch * self.L * self.T * (self.C + self.K) if "T" in letters else 0
+        return maps + embedding + 60 * tokens
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Those of the stage, by their letters."""
+        return {letter: getattr(self, letter) for letter in LETTERS[self.stage]}
 
     @property
     def name(self) -> str:
-        """Stage and sizes, e.g. readout-V37984-L12-D128."""
-        return f"{self.stage}-V{self.V}-L{self.L}-D{self.D}"
+        """Stage and sizes, e.g. readout-V37984-L12-D128-H8-W8."""
+        return "-".join([self.stage, *(f"{letter}{size}" for letter, size in self.sizes.items())])
 
     def as_json(self) -> dict[str, Any]:
-        """The sizes by their letters, and the name."""
-        values = asdict(self)
-        return {"name": self.name, "H": self.side, "W": self.side, **values}
+        """Name, stage, trunk, batches, and the sizes by their letters."""
+        about = {"name": self.name, "stage": self.stage, "trunk": self.trunk}
+        return {**about, "batches": list(self.batches), **self.sizes}
+
+
+def _blobgpt(stage: StageName, batches: tuple[int, ...], **more: Any) -> Case:
+    """The sizes of the report: the union of eight subjects' vertices, six layers of a ViT-B."""
+    return Case(stage, batches, **{"V": 39_548, "L": 6, **more})
 
 
 # V: one hemisphere pair's visual cortex in a quarter and in full, and the whole cortex.
 WHOLE: tuple[Case, ...] = (
-    Case("readout", (1, 8, 32), listing1=(1, 8, 32), compile_listing1=(1, 8)),
+    Case("readout", (1, 8, 32), listing1=(1, 8, 32), compiled=(1,)),
     Case("readout", (1, 8), V=9_496, listing1=(1, 8)),
     Case("readout", (1, 8), V=327_684, listing1=(1, 8)),
     Case("readout", (8,), L=40, listing1=(8,)),
     Case("readout", (8,), D=512, listing1=(8,)),
     Case("tokens", (1, 8, 32)),
     Case("training", (8,), listing1=(8,)),
-    Case("image", (1, 8), trunk="vit_base_patch16_224", listing1=(1,)),
+    Case("image", (1, 8), trunk="vit_base_patch16_224", listing1=(1,), compiled=(1, 8)),
+    _blobgpt("projection", (1, 8, 32), compiled=(8,)),
+    _blobgpt("embed", (1, 8, 32)),
+    _blobgpt("blobgpt", (1, 8, 32), compiled=(1,)),
+    _blobgpt("blobgpt", (1, 8), S=8),
+    _blobgpt("phase1", (32,), S=8, compiled=(32,)),
 )
 
 QUICK: tuple[Case, ...] = (
@@ -66,12 +129,18 @@ QUICK: tuple[Case, ...] = (
     Case("tokens", (1,)),
     Case("training", (8,), V=9_496),
     Case("image", (1,), trunk="vit_base_patch16_224"),
+    _blobgpt("projection", (1,)),
+    _blobgpt("embed", (1,)),
+    _blobgpt("blobgpt", (1,)),
+    _blobgpt("phase1", (8,), V=9_887, R=512, S=2),
 )
 
 
 def tiny(case: Case) -> Case:
     """The same case at sizes that a test can afford, odd where the kernels' tails are."""
     batches = (1, 3) if len(case.batches) > 1 else (3,)
+    if case.stage == "phase1":
+        batches = (16,)  # BatchNorm of few images blows errors up
     some = batches if case.listing1 else ()
     return replace(
         case,
@@ -80,12 +149,15 @@ def tiny(case: Case) -> Case:
         L=2,
         D=20,
         C=192 if case.trunk else 24,
+        K=37,
+        R=23,
+        S=min(case.S, 3),
         raw=2 if case.trunk else 6,
         side=2 if case.trunk else 4,
         trunk="vit_tiny_patch16_224" if case.trunk else "",
         image_px=40,
         listing1=some,
-        compile_listing1=(),
+        compiled=(),
     )
 
 

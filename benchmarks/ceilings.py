@@ -84,6 +84,43 @@ def training_work(head: FoldedFactorTopy, batch: int) -> Work:
     return Work(3 * forward.flops, _STEP_PASSES * parameters + 2 * others)
 
 
+def projection_work(case: Case, batch: int, precision: str) -> Work:
+    """2 L K T (C + 1) operations an image; tokens, filters and maps, and the latent once."""
+    flops = 2.0 * batch * case.L * case.K * case.T * (case.C + 1)
+    constants = _WEIGHT_BYTES[precision] * case.L * case.K * (case.C + case.T)
+    return Work(flops, constants + 4.0 * batch * (case.L * case.T * case.C + case.K))
+
+
+def embed_work(case: Case, batch: int, precision: str) -> Work:
+    """2 V K operations an image; the matrix, bias, latent and response once."""
+    weights = _WEIGHT_BYTES[precision] * case.V * case.K + 4.0 * case.V
+    return Work(2.0 * batch * case.V * case.K, weights + 4.0 * batch * (case.K + case.V))
+
+
+def blobgpt_work(case: Case, batch: int, precision: str) -> Work:
+    """Projection, and the response of S subjects: folded, S V K weights, or unfolded, S R K for the
+    maps and V R for the embedding; the fewer operations, and the fewer bytes."""
+    projection, width = projection_work(case, batch, precision), _WEIGHT_BYTES[precision]
+    folded, maps = case.S * case.V * case.K, (case.S + 1) * case.R * case.K
+    products = min(folded, maps + case.S * case.V * case.R)
+    weights = width * min(folded, maps + case.V * case.R)
+    responses = 4.0 * batch * case.S * case.V
+    flops = projection.flops + 2.0 * batch * products
+    return Work(flops, projection.bytes + weights + responses)
+
+
+def phase1_work(case: Case, batch: int) -> Work:
+    """Projection forward, again for its maps' gradient, and for its filters'; maps of subjects
+    three times, the frozen embedding twice; parameters ten times, tokens and embedding twice."""
+    projection = 2.0 * batch * case.L * case.K * case.T * (case.C + 1)
+    activity = 2.0 * batch * 2 * case.R * case.K
+    response = 2.0 * batch * case.V * case.R
+    own = case.L * case.K * (case.C + case.T) + (case.S + 1) * case.R * case.K
+    others = batch * (case.L * case.T * case.C + 3 * case.V) + case.V * case.R
+    flops = 3 * projection + 3 * activity + 2 * response
+    return Work(flops, 4.0 * (_STEP_PASSES * own + 2 * others))
+
+
 def share(work: Work, seconds: float, precision: str, ceilings: dict[str, float]) -> float:
     """Fraction of the roofline that a call reached: its least possible time over its time."""
     fma = ceilings["fma_gflop_per_s"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ class Measured:
     machine: dict[str, Any]
     ceilings: dict[str, float]
     tables: tuple[BenchTable, ...]
+    missing: Mapping[str, str] = field(default_factory=dict)  # cases without a table, and why
 
     @classmethod
     def read(cls, path: Path) -> Measured:
@@ -27,13 +28,16 @@ class Measured:
         values = json.loads(path.read_text(encoding="utf-8"))
         machine = values["machine"]
         tables = (BenchTable.from_json({"machine": machine, **each}) for each in values["tables"])
-        return cls(machine, values["ceilings"], tuple(tables))
+        missing = values.get("left_out", {}) | values.get("failed", {})
+        return cls(machine, values["ceilings"], tuple(tables), missing)
 
     def of_stage(self, stage: str, **sizes: int) -> Iterator[tuple[dict[str, Any], Row]]:
         """(case, row) of every row of a stage whose case has these sizes."""
         for table in self.tables:
             case = dict(table.case)
-            if case["stage"] == stage and all(case[name] == size for name, size in sizes.items()):
+            if case["stage"] == stage and all(
+                case.get(name) == size for name, size in sizes.items()
+            ):
                 yield from ((case, row) for row in table.rows)
 
     def about(self) -> str:

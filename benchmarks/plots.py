@@ -63,6 +63,8 @@ def cost_over_v(measured: Measured, path: Path) -> None:
 
 
 def _draw(lines: Lines, path: Path, *, title: str, across: str, note: str) -> None:
+    if not lines:  # the readout was not measured
+        return
     figure, axes = pyplot.subplots(figsize=(10, 6), layout="constrained")
     axes.set(xscale="log", yscale="log")
     places = sorted({x for points in lines.values() for x in points})
@@ -114,6 +116,7 @@ def _label_ends(axes: Any, lines: Lines, last: int) -> None:
                 va="center",
                 color=COLOURS[library],
                 annotation_clip=False,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1},
                 arrowprops={
                     "arrowstyle": "-",
                     "color": COLOURS[library],

@@ -11,6 +11,7 @@ from pathlib import Path
 import plots
 from brainfast.bench import Row
 from brainfast.files import write_bytes
+from brainfast.forms import OURS
 from cases import TITLES
 from measured import BASE, Measured, label
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "cpu.json"
 START, END = "<!-- measured: start -->\n", "<!-- measured: end -->\n"
 BATCHES = (1, 8)  # of the README
+HEADS = (("FactorTopy, V = 37,984", "tokens", BASE), ("BlobGPT, V = 39,548", "blobgpt", {"S": 1}))
 
 FORMULAS = """\
 **ms**: best, median and 99th percentile of the rounds; every round runs every form once, in an
@@ -25,14 +27,19 @@ order that moves on by one. **x ours**: the form's best over the best of our for
 precision, and the median over the rounds of the same ratio; for our own forms, over the first of
 them. **error**: against float64, in standard deviations of the response less its bias (training:
 of the worst gradient, in units of its root mean square); a form beyond its **bar** is not timed.
-**peak**: growth of resident memory during the first call.
+**peak**: growth of resident memory during the first call; **weights**: constants that a call reads.
+Of forms in several variants (block sizes, orders of BlobGPT's two products) the fastest is the row,
+and its **note** says which.
 
 **GFLOP/s** and **GB/s** divide the least that a call must do by its best time, whatever the form
 does beyond that: `2 D L (corners inside the image + 1)` operations a vertex and image, and `V (w
 D + 4 (L + 4)) + 4 B L D (H W + 1) + 4 B V` bytes, `w` = 2 in bf16, else 4: packed parameters,
 tokens, responses. Raw tokens add `2 L C D (H W + 1)` operations an image, themselves and the
 bottlenecks. A training step counts three forward products, the fp32 parameters ten times (two
-reads, gradient, AdamW's seven) and tokens, responses and their gradients. **of ceiling**: the
+reads, gradient, AdamW's seven) and tokens, responses and their gradients. BlobGPT's projection is
+`2 L K T (C + 1)` operations an image; its response the cheaper of folded, `2 S V K` operations and
+as many weights, and unfolded, `2 S V R` and `V R`, with maps of `(S + 1) R K`; a step of its head
+three projections, three times the maps and twice the frozen embedding. **of ceiling**: the
 least time on the roofline of the ceilings below (fp32: multiply-adds in registers; bf16: the
 faster of those and torch's bf16 product, a third of it for bf16x3; L3 up to 24 MiB, else DRAM)
 over the best time. A ceiling that neighbours disturbed can be passed.
@@ -56,8 +63,9 @@ def readme_block(measured: Measured) -> str:
             cells = (_number(rows[b].best_ms) if b in rows else "" for b in BATCHES)
             lines.append(
                 f"| {stage} | {form} | {' | '.join(cells)} | {last.max_error:.0e} |"
-                f" {_mebibytes(last)} |"
+                f" {_mebibytes(last.peak_memory_bytes)} |"
             )
+    lines += _best_of_stock(measured)
     busy = measured.machine["busy_elsewhere"] or 0.0
     lines += [
         "",
@@ -70,6 +78,36 @@ def readme_block(measured: Measured) -> str:
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _best_of_stock(measured: Measured) -> Iterator[str]:
+    """Whole heads against the fastest stock form of the same precision."""
+    lines = []
+    for model, stage, sizes in HEADS:
+        for precision in ("fp32", "bf16"):
+            cells = [_duel(measured, stage, sizes, precision, batch) for batch in BATCHES]
+            if any(cells):
+                lines.append(f"| {model} {precision} | {' | '.join(cells)} |")
+    if lines:
+        heads = (f"{batch} image{'s' * (batch > 1)}" for batch in BATCHES)
+        yield ""
+        yield f"| tokens → response, ms: ours / best stock form | {' | '.join(heads)} |"
+        yield "|---|" + "---|" * len(BATCHES)
+        yield from lines
+
+
+def _duel(measured: Measured, stage: str, sizes: dict[str, int], precision: str, batch: int) -> str:
+    rows = [
+        row
+        for _, row in measured.of_stage(stage, **sizes)
+        if (row.precision, row.batch) == (precision, batch) and row.best_ms is not None
+    ]
+    ours = [row for row in rows if row.library == OURS]
+    stock = [row for row in rows if row.library != OURS]
+    if not ours or not stock:
+        return ""
+    best = min(stock, key=lambda row: row.best_ms or 0.0)
+    return f"{_number(ours[0].best_ms)} / {_number(best.best_ms)} ({best.form}, {best.library})"
 
 
 def document(measured: Measured) -> str:
@@ -97,13 +135,17 @@ def _sections(measured: Measured) -> Iterator[str]:
         for table in tables:
             case = table.case
             trunk = f", trunk {case['trunk']}" if case["trunk"] else ""
-            yield f"V = {case['V']:,}, L = {case['L']}, D = {case['D']}{trunk}"
+            sizes = (f"{letter} = {size:,}" for letter, size in case.items() if len(letter) == 1)
+            yield ", ".join(sizes) + trunk
             heads = (
                 "form | B | best ms | median | p99 | x ours | per round | rms error | max error"
-                " | bar | peak MiB | GFLOP/s | GB/s | of ceiling | note"
+                " | bar | peak MiB | weights MiB | GFLOP/s | GB/s | of ceiling | note"
             )
-            rule = "|---|" + "--:|" * 13 + "---|"
+            rule = "|---|" + "--:|" * 14 + "---|"
             yield "\n".join([f"| {heads} |", rule, *(_row(row) for row in table.rows)])
+    if measured.missing:
+        yield "## Not measured"
+        yield "\n".join(f"- {name}: {reason}" for name, reason in measured.missing.items())
 
 
 def _row(row: Row) -> str:
@@ -114,7 +156,8 @@ def _row(row: Row) -> str:
         *(_number(value) for value in (row.ratio, row.round_ratio)),
         *("" if value is None else f"{value:.1e}" for value in (row.rms_error, row.max_error)),
         row.bar,
-        _mebibytes(row),
+        _mebibytes(row.peak_memory_bytes),
+        _mebibytes(row.weight_bytes),
         *(_number(value) for value in (row.gflop_per_s, row.gbyte_per_s)),
         "" if row.of_ceiling is None else f"{100 * row.of_ceiling:.0f} %",
         row.note,
@@ -143,8 +186,8 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _mebibytes(row: Row) -> str:
-    return "" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**20:,.0f}"
+def _mebibytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 2**20:,.0f}"
 
 
 def main() -> None:

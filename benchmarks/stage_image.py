@@ -71,10 +71,11 @@ class ImageStage:
         return cls(case, trunk, head, folder, threads)
 
     def builders(self) -> list[Builder]:
-        """One engine a runtime, then trunk and Listing 1 in torch."""
+        """One engine a runtime, the compiled one where the case asks, then Listing 1 in torch."""
         engines: list[Builder] = [
             (f"trunk, {runtime.name} {runtime.precision}", partial(self._engines, runtime))
             for runtime in RUNTIMES
+            if runtime.name != "compile" or self.case.compiled
         ]
         return [*engines, ("Listing 1", lambda: [self._listing1()] if self.case.listing1 else [])]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,11 +13,9 @@ from brainfast import forms
 from brainfast.bench import readout_case
 from brainfast.bench.compare import Builder
 from brainfast.bench.readout import ReadoutStage
-from brainfast.forms import Form
+from brainfast.forms import Call, Form
 from cases import Case
 from ceilings import Work, readout_work
-
-COMPILED = "torch.compile"  # as a library
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class SuiteReadout(ReadoutStage):
 
     def builders(self) -> list[Builder]:
         """Those of `brainfast bench`, then one compilation a batch size."""
-        if not self.sizes.compile_listing1:
+        if not self.sizes.compiled:
             return super().builders()
         return [*super().builders(), ("torch.compile of Listing 1", lambda: [self._compiled()])]
 
@@ -41,7 +41,7 @@ class SuiteReadout(ReadoutStage):
         """Listing 1 takes part at some batch sizes, and where its memory allows."""
         if form.name != forms.LISTING1:
             return None
-        some = self.sizes.compile_listing1 if form.library == COMPILED else self.sizes.listing1
+        some = self.sizes.compiled if form.library == forms.COMPILED else self.sizes.listing1
         return super().problem(form, batch) or (None if batch in some else "left out: too slow")
 
     def work(self, precision: str, batch: int) -> Work:
@@ -49,11 +49,20 @@ class SuiteReadout(ReadoutStage):
         return readout_work(self.case.head, batch, precision)
 
     def _compiled(self) -> Form:
-        head = self.case.head
-        form = Form(forms.LISTING1, COMPILED, "fp32", {})
-        compiled = torch.compile(forms.Listing1(head), dynamic=False, fullgraph=True)
-        call = forms.torch_call(compiled)
-        for batch in self.sizes.compile_listing1:
-            if self.problem(form, batch) is None:
-                call(*self.inputs(batch))  # compiles, so that neither time nor memory hold that
-        return Form(form.name, form.library, form.precision, {"": call})
+        form = Form(forms.LISTING1, forms.COMPILED, "fp32", {})
+        batches = [batch for batch in self.sizes.compiled if self.problem(form, batch) is None]
+        examples = [self.inputs(batch) for batch in batches]
+
+        def build() -> dict[str, Call]:
+            return {"": compiled_call(forms.Listing1(self.case.head), examples)}
+
+        return forms.stock_form(form.name, form.library, form.precision, build)
+
+
+def compiled_call(module: Callable[..., torch.Tensor], examples: Iterable[tuple[Any, ...]]) -> Call:
+    """A module compiled for the shapes of every example, now: neither a call's time nor its memory
+    hold the compilation."""
+    call = forms.torch_call(torch.compile(module, dynamic=False, fullgraph=True))
+    for arrays in examples:
+        call(*arrays)
+    return call

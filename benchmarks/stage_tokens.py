@@ -18,7 +18,7 @@ from brainfast.bench.compare import Builder, Judge
 from brainfast.bench.made_up import made_up_head
 from brainfast.bench.readout import twin
 from brainfast.folded import PRECISIONS, AlignedTokens, FoldedFactorTopy
-from brainfast.forms import OURS, CellReadout, Form
+from brainfast.forms import OURS, Call, CellReadout, Form
 from brainfast.ops import reference
 from brainfast.tokens import Tokens
 from cases import Case
@@ -129,15 +129,19 @@ class TokensStage:
 
     def _onnx(self) -> Form:
         examples = [torch.from_numpy(array) for array in self.inputs(2)]
-        variants = {}
-        for block in forms.layouts(self.head, exported=True):
-            variants[forms.layout_name(block)] = forms.onnx_call(
-                AlignedReadout(self.head, CellReadout(self.head, block)),
-                examples,
-                self.folder / f"tokens-{block}.onnx",
-                self.threads,
-            )
-        return Form("align + cell form", "ONNX Runtime", "fp32", variants)
+
+        def build() -> dict[str, Call]:
+            return {
+                forms.layout_name(block): forms.onnx_call(
+                    AlignedReadout(self.head, CellReadout(self.head, block)),
+                    examples,
+                    self.folder / f"tokens-{block}.onnx",
+                    self.threads,
+                )
+                for block in forms.layouts(self.head, exported=True)
+            }
+
+        return forms.stock_form("align + cell form", forms.ONNX_RUNTIME, "fp32", build)
 
 
 def float64_response(

@@ -26,12 +26,11 @@ from brainfast.forms import OURS, Form
 from brainfast.ops import FactorReadoutWorkspace, factor_readout, reference
 from cases import Case
 from ceilings import Work, training_work
-from stage_readout import COMPILED
 
 Readout = Callable[..., torch.Tensor]
 PARAMETERS = ("space", "layer", "scale", "weight", "bias")
 TOKENS = ("local", "global_")
-GRADIENT_BARS: Bars = {"fp32": ("rms", 1e-5), "bf16": ("rms", 2e-2)}
+GRADIENT_BARS: Bars = {"fp32": ("rms", 1e-5), "bf16": ("rms", 1e-2)}
 LEARNING_RATE = 1e-4
 _SPOT_VERTICES = 256  # whose gradients Listing 1 itself computes
 
@@ -151,8 +150,8 @@ class TrainingStage:
             Step(few, compiled)(*tokens, target[:, : few.V])
         except Exception as error:  # dynamo and inductor raise whatever they stumble over
             reason = f"does not compile as one graph ({type(error).__name__})"
-            return Form(forms.CELL_FORM, COMPILED, "fp32", {}, problem=reason)
-        return self._form(forms.CELL_FORM, COMPILED, "fp32", compiled)
+            return Form(forms.CELL_FORM, forms.COMPILED, "fp32", {}, problem=reason)
+        return self._form(forms.CELL_FORM, forms.COMPILED, "fp32", compiled)
 
     def _form(self, name: str, library: str, precision: str, readout: Readout) -> Form:
         return Form(name, library, precision, {"": Step(self.head, readout)})

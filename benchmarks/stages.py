@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
 from brainfast.bench.compare import Stage
-from cases import Case
+from cases import Case, StageName
 from ceilings import Work
+
+_CLASSES: dict[StageName, tuple[str, str]] = {
+    "readout": ("stage_readout", "SuiteReadout"),
+    "tokens": ("stage_tokens", "TokensStage"),
+    "training": ("stage_training", "TrainingStage"),
+    "image": ("stage_image", "ImageStage"),
+    "projection": ("stage_projection", "ProjectionStage"),
+    "embed": ("stage_embed", "EmbedStage"),
+    "blobgpt": ("stage_blobgpt", "BlobStage"),
+    "phase1": ("stage_phase1", "Phase1Stage"),
+}
 
 
 class SuiteStage(Stage, Protocol):
@@ -20,12 +32,6 @@ class SuiteStage(Stage, Protocol):
 
 def open_stage(case: Case, folder: Path, threads: int) -> SuiteStage:
     """Make up what the case needs; exported models are written to `folder`."""
-    if case.stage == "readout":
-        from stage_readout import SuiteReadout as Opened
-    elif case.stage == "tokens":
-        from stage_tokens import TokensStage as Opened
-    elif case.stage == "training":
-        from stage_training import TrainingStage as Opened
-    else:
-        from stage_image import ImageStage as Opened
-    return Opened.open(case, folder, threads)
+    module, name = _CLASSES[case.stage]
+    stage: SuiteStage = getattr(import_module(module), name).open(case, folder, threads)
+    return stage

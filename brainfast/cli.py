@@ -11,9 +11,9 @@ import typer
 from .boundary import run
 from .cli_captions import captions
 from .cli_import import import_model
-from .cli_options import Json, ModelFolder, Part, What, image_paths, numbers, scores_folder
+from .cli_options import Json, ModelFolder, Part, What, image_paths, numbers
 from .cli_predict import predict
-from .cli_scores import evaluate
+from .cli_scores import check_sole, evaluate, kept_r2
 from .cli_train import adapt, train
 from .errors import BrainfastError
 from .files import check_writable
@@ -59,26 +59,38 @@ def draw_map(
     out: Annotated[Path, typer.Option(help="PNG to write.")],
     what: Annotated[What, typer.Option(help="Which map.")] = What.layer,
     split: Annotated[Part, typer.Option(help="Of r2.")] = Part.heldout,
-    subject: Annotated[str | None, typer.Option(help="Of a model of several.")] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(
+            help="Of r2 of a model of several: subj05; group/subj05, without its map; group, the"
+            " mean of these."
+        ),
+    ] = None,
     visual_angle_deg: Annotated[
         float | None, typer.Option(help="Width of the images, for space (as in the card).")
     ] = None,
 ) -> None:
     """Draw what every vertex looks at, or how well it is predicted, on the flattened cortex."""
     from . import maps
-    from .analysis.scores import Scores
     from .card import Card
     from .engine import read_space
     from .heads import read_head
 
     card = Card.read(model)
-    space = read_space(model, card, subject)
     if what is What.r2:
-        scores = Scores.load(scores_folder(model, split.value, subject))
-        maps.value_map(scores.r2, space, label=f"R2, {split.value}", path=out)
+        kept = kept_r2(model, card, split.value, subject)
+        maps.value_map(kept.values, kept.space, label=kept.label, path=out)
         typer.echo(str(out))
         return
-    head = read_head(model, card)
+    if card.subjects:
+        raise BrainfastError(
+            f"--what {what.value}",
+            expected="a FactorTopy model, whose vertices have selectors",
+            got=f"{card.model} of several subjects",
+            remedy="draw --what r2",
+        )
+    check_sole(card, subject)
+    space, head = read_space(model, card), read_head(model, card)
     rows = head.samples
     if what is What.layer:
         maps.layer_map(head.layer[::rows], space, path=out, layers=card.trunk.layers)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -22,6 +21,7 @@ from .ops import reference
 
 Array = NDArray[np.float32]
 OURS = "brainfast"  # as a library
+TORCH, COMPILED, ONNX_RUNTIME = "PyTorch", "torch.compile", "ONNX Runtime"
 LISTING1 = "Listing 1"
 CELL_FORM = "cell form"
 
@@ -39,7 +39,8 @@ _LARGE_BYTES = 1 << 28
 class Form:
     """One way to compute what is compared; of several `variants` only the fastest is reported.
 
-    problem: why it cannot be run here, in which case it has no variants.
+    problem: why it cannot be run here, in which case it has no variants. weight_bytes: of the
+    constants that a call reads, where somebody counted.
     """
 
     name: str
@@ -47,10 +48,29 @@ class Form:
     precision: str
     variants: Mapping[str, Call]
     problem: str = ""
+    weight_bytes: int | None = None
 
     @property
     def title(self) -> str:
         return f"{self.name}, {self.library} {self.precision}"
+
+
+def stock_form(
+    name: str,
+    library: str,
+    precision: str,
+    build: Callable[[], Mapping[str, Call]],
+    *,
+    weight_bytes: int | None = None,
+) -> Form:
+    """A form whose variants another library builds; where it cannot, the reason is its problem."""
+    try:
+        return Form(name, library, precision, build(), weight_bytes=weight_bytes)
+    except ModuleNotFoundError as error:
+        problem = f"{error.name} is not installed"
+    except Exception as error:  # exporters and compilers raise whatever they stumble over
+        problem = f"does not build ({type(error).__name__})"
+    return Form(name, library, precision, {}, problem=problem)
 
 
 class CellReadout(nn.Module):
@@ -148,7 +168,7 @@ def torch_cell_forms(head: FoldedFactorTopy) -> list[Form]:
     return [
         Form(
             CELL_FORM,
-            "PyTorch",
+            TORCH,
             precision,
             {
                 layout_name(block): torch_call(CellReadout(head, block, dtype))
@@ -161,18 +181,21 @@ def torch_cell_forms(head: FoldedFactorTopy) -> list[Form]:
 
 def onnx_cell_form(head: FoldedFactorTopy, folder: Path, threads: int) -> Form:
     """The cell form, exported, in ONNX Runtime."""
-    variants = {
-        layout_name(block): onnx_call(
-            CellReadout(head, block), example(head), folder / f"cell-{block}.onnx", threads
-        )
-        for block in layouts(head, exported=True)
-    }
-    return Form(CELL_FORM, "ONNX Runtime", "fp32", variants)
+
+    def build() -> dict[str, Call]:
+        return {
+            layout_name(block): onnx_call(
+                CellReadout(head, block), example(head), folder / f"cell-{block}.onnx", threads
+            )
+            for block in layouts(head, exported=True)
+        }
+
+    return stock_form(CELL_FORM, ONNX_RUNTIME, "fp32", build)
 
 
 def torch_listing1_form(head: FoldedFactorTopy) -> Form:
     """Listing 1 in eager PyTorch."""
-    return Form(LISTING1, "PyTorch", "fp32", {"": torch_call(Listing1(head))})
+    return Form(LISTING1, TORCH, "fp32", {"": torch_call(Listing1(head))})
 
 
 def onnx_listing1_form(
@@ -181,8 +204,12 @@ def onnx_listing1_form(
     """Listing 1, exported (GridSample), in ONNX Runtime."""
     # An arena would keep gigabytes while the other forms run.
     arena = listing1_bytes(head, largest_batch) < _LARGE_BYTES
-    call = onnx_call(Listing1(head), example(head), folder / "listing1.onnx", threads, arena=arena)
-    return Form(LISTING1, "ONNX Runtime", "fp32", {"": call})
+    path = folder / "listing1.onnx"
+
+    def build() -> dict[str, Call]:
+        return {"": onnx_call(Listing1(head), example(head), path, threads, arena=arena)}
+
+    return stock_form(LISTING1, ONNX_RUNTIME, "fp32", build)
 
 
 def torch_call(module: Callable[..., torch.Tensor]) -> Call:
@@ -205,6 +232,8 @@ def onnx_call(
     arena: bool = True,
 ) -> Call:
     """Export a module of tensors with a dynamic batch and open it in ONNX Runtime on the CPU."""
+    import onnxruntime
+
     names = [f"input{number}" for number in range(len(examples))]
     export(module, examples, names, path)
     options = onnxruntime.SessionOptions()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from .files import load_tensors, save_tensors
 from .heads import FoldedHead
 from .images import Preprocessing, preprocess
 from .runtimes import TrunkRuntime
+from .tokens import Tokens
 
 GOLDEN_FILE = "golden.safetensors"
 
@@ -68,16 +69,28 @@ class Golden:
     @classmethod
     def load(cls, folder: Path, subject: str | None = None) -> Golden:
         """Read `golden.safetensors` of a model folder; of one subject, where it has several."""
+        return cls._read(folder, [subject])[0]
+
+    @classmethod
+    def load_subjects(cls, folder: Path, subjects: Sequence[str]) -> dict[str, Golden]:
+        """Read what `save_subjects` wrote, of some subjects; their images are one array."""
+        return dict(zip(subjects, cls._read(folder, subjects), strict=True))
+
+    @classmethod
+    def _read(cls, folder: Path, subjects: Sequence[str | None]) -> list[Golden]:
         path = folder / GOLDEN_FILE
         tensors = load_tensors(path)
-        prefix = "" if subject is None else f"{subject}."
+        found = []
         try:
-            vertices, response = (tensors[prefix + name] for name in ("vertices", "response"))
-            return cls(tensors["images"], vertices, response, name=str(path))
+            for subject in subjects:
+                prefix = "" if subject is None else f"{subject}."
+                vertices, response = (tensors[prefix + name] for name in ("vertices", "response"))
+                found.append(cls(tensors["images"], vertices, response, name=str(path)))
         except KeyError as error:
             raise BrainfastError(
                 str(path), expected="images, vertices and response", got=f"no {error}"
             ) from error
+        return found
 
     def _answers(self, prefix: str) -> dict[str, NDArray[Any]]:
         return {f"{prefix}vertices": self.vertices, f"{prefix}response": self.response}
@@ -88,8 +101,40 @@ class Golden:
         An error beyond the tolerance is a BrainfastError: this machine would give other numbers
         than the one that saved the model.
         """
-        pixels = preprocess(list(self.images), preprocessing)
-        found = head.take(self.vertices).run(runtime(pixels))
+        small = head.take(self.vertices)
+        aligned = small.align(self.tokens(runtime, preprocessing))
+        return self._compare(small.readout(aligned), head, runtime)
+
+    @staticmethod
+    def check_subjects(
+        goldens: Mapping[str, Golden],
+        runtime: TrunkRuntime,
+        heads: Mapping[str, FoldedHead],
+        preprocessing: Preprocessing,
+    ) -> dict[str, float]:
+        """`check` for every head, from one pass of the trunk and of the projection they share.
+
+        goldens: of the heads' subjects at least, all on the same images.
+        """
+        first = next(iter(heads))
+        aligned = heads[first].align(goldens[first].tokens(runtime, preprocessing))
+        errors = {}
+        for subject, head in heads.items():
+            golden = goldens[subject]
+            found = head.take(golden.vertices).readout(aligned)
+            errors[subject] = golden._compare(found, head, runtime)
+        return errors
+
+    def tokens(self, runtime: TrunkRuntime, preprocessing: Preprocessing) -> Tokens:
+        """What a trunk makes of the images."""
+        return runtime(preprocess(list(self.images), preprocessing))
+
+    def _compare(
+        self,
+        found: NDArray[np.float32],  # [n,m]
+        head: FoldedHead,
+        runtime: TrunkRuntime,
+    ) -> float:
         spread = max(float(self.response.std()), 1e-12)
         error = float(np.abs(found - self.response).max()) / spread
         tolerance = max(HEAD_TOLERANCE[head.precision], TRUNK_TOLERANCE[runtime.precision])

@@ -98,7 +98,9 @@ class GroupEncoder:
             model_hash="",
         )
         encoder = cls(trunk, head, dict(spaces), space, card, {}, history or [])
-        digest = model_hash(encoder._trained_arrays() | encoder._basis_arrays(), trunk, space, [])
+        about = [head.config.model_dump(mode="json"), {n: s.hash() for n, s in spaces.items()}]
+        arrays = encoder._trained_arrays() | encoder._basis_arrays()
+        digest = model_hash(arrays, trunk, space, about)
         encoder.card = card.model_copy(update={"model_hash": digest})
         encoder.goldens = encoder._make_goldens(golden_images(trunk, images))
         return encoder
@@ -127,17 +129,17 @@ class GroupEncoder:
         subject: whose map predicts; "group" predicts without one. The split is any subject's.
         """
         measured_in = split.space
+        owner = measured_in.subject if subject == GROUP else subject
+        if owner in self.spaces:
+            check_split(split, self.space_of(owner), self._known_hash(owner, split))
+        columns = np.arange(measured_in.V)
         if subject == GROUP:
             columns = self.space.positions(measured_in)
-        else:
-            check_split(split, self.space_of(subject), self._known_hash(subject, split))
-            columns = np.arange(measured_in.V)
         predicted = (part[:, columns] for part in self._predict(split.images, subject, batch_size))
         scores = score_split(predicted, split, self.card.model_hash, progress=progress)
-        card = score_card(split.name, scores, subject)
-        others = [
-            old for old in self.card.scores if (old.split, old.subject) != (card.split, subject)
-        ]
+        kept = f"{GROUP}/{owner}" if subject == GROUP and owner else subject
+        card = score_card(split.name, scores, kept)
+        others = [old for old in self.card.scores if (old.split, old.subject) != (card.split, kept)]
         self.card = self.card.model_copy(update={"scores": (*others, card)})
         return scores
 
@@ -167,8 +169,7 @@ class GroupEncoder:
         """
         opened = compile_trunk(self.trunk, runtime, device, trunk_precision, folder, threads)
         heads = in_precision(self.fold(subjects), precision)
-        for subject, head in heads.items():
-            self.goldens[subject].check(opened, head, self.card.trunk.preprocessing)
+        Golden.check_subjects(self.goldens, opened, heads, self.card.trunk.preprocessing)
         spaces = {subject: self.space_of(subject) for subject in heads}
         return GroupEngine(opened, heads, spaces, self.card).take(vertices)
 
@@ -182,6 +183,13 @@ class GroupEncoder:
         response: NDArray[np.float64] = head.twin(self._twin_latent(head, images), subject, columns)
         return response
 
+    def twins(self, images: Any, subjects: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """`twin` of some subjects, from one pass of the trunk and one latent."""
+        columns = {subject: self._columns(subject) for subject in subjects}
+        head = self._head_in_float64()
+        latent = self._twin_latent(head, images)
+        return {subject: head.twin(latent, subject, own) for subject, own in columns.items()}
+
     def _head_in_float64(self) -> Any:
         return copy.deepcopy(self.head).cpu().double().eval()
 
@@ -194,14 +202,17 @@ class GroupEncoder:
         expected = self.twin(images, subject)
         found = compare(expected, self.space_of(subject), engine.of(subject), images)
         card = found.model_copy(update={"subject": subject})
-        key = (card.form, card.precision, card.trunk_precision, card.subject)
-        others = [
-            p
-            for p in self.card.parity
-            if (p.form, p.precision, p.trunk_precision, p.subject) != key
-        ]
-        self.card = self.card.model_copy(update={"parity": (*others, card)})
+        self.keep_parity(card)
         return card
+
+    def keep_parity(self, card: ParityCard) -> None:
+        """Put a measured parity in the card, in place of an older one of that form and subject."""
+
+        def key(kept: ParityCard) -> tuple[str | None, ...]:
+            return kept.form, kept.precision, kept.trunk_precision, kept.subject
+
+        others = [kept for kept in self.card.parity if key(kept) != key(card)]
+        self.card = self.card.model_copy(update={"parity": (*others, card)})
 
     def save(self, folder: str | Path, *, onnx: bool = False) -> Path:
         """Write the model folder, whole or not at all; an older model of that name is replaced."""
@@ -254,7 +265,7 @@ class GroupEncoder:
                 got=str(error).splitlines()[0],
                 remedy="copy the whole folder again",
             ) from error
-        goldens = {subject: Golden.load(folder, subject) for subject in (*spaces, GROUP)}
+        goldens = Golden.load_subjects(folder, (*spaces, GROUP))
         return cls(trunk, head.eval(), spaces, space, card, goldens)
 
     @torch.no_grad()
@@ -271,7 +282,10 @@ class GroupEncoder:
         return self.space.positions(self.space_of(subject))
 
     def _known_hash(self, subject: str, split: Split) -> str:
+        """Of the subject's part in training; of any part where the training is not known."""
         known = self.card.training.split_hashes if self.card.training else {}
+        if not any(name.endswith(f"/{subject}") for name in known):
+            return split.hash
         return known.get(f"{split.name}/{subject}", split.hash)
 
     def _trained_arrays(self) -> dict[str, NDArray[np.float32]]:

@@ -64,8 +64,8 @@ class GroupEngine:
         heads = in_precision(read_heads(folder, card, chosen), precision)
         spaces = {subject: read_space(folder, card, subject) for subject in chosen}
         trunk = open_runtime(folder, card, runtime, device, trunk_precision, threads)
-        for subject, head in heads.items():
-            Golden.load(folder, subject).check(trunk, head, card.trunk.preprocessing)
+        goldens = Golden.load_subjects(folder, chosen)
+        Golden.check_subjects(goldens, trunk, heads, card.trunk.preprocessing)
         return cls(trunk, heads, spaces, card).take(vertices)
 
     @property
@@ -130,5 +130,7 @@ def in_precision(
     heads: Mapping[str, FoldedBlobGPT], precision: Precision
 ) -> dict[str, FoldedBlobGPT]:
     """The same heads in another precision, still on one projection, which is packed once."""
+    if not heads:
+        raise BrainfastError("subjects", expected="at least one", got="none")
     projection = next(iter(heads.values())).projection.with_precision(precision)
     return {subject: replace(head, projection=projection) for subject, head in heads.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ from tqdm import tqdm
 
 from .analysis.scores import r2
 from .card import ParityCard
-from .data import Algonauts
+from .data import Algonauts, Group, Split
 from .encoder import Encoder, load
 from .encoder_parts import check_split, compile_trunk
 from .engine import ONNX_FILE
 from .errors import BrainfastError
 from .folded import PRECISIONS
+from .folded_blobgpt import GROUP
+from .group_encoder import GroupEncoder
+from .heads import FoldedHead
 from .images import iter_pixels
 from .parity import parity_card
 from .runtimes import Precision, TrunkRuntime
@@ -65,11 +68,15 @@ class ParityRow:
 
 @dataclass(frozen=True)
 class Stimuli:
-    """Images and the twin's responses to them [N,V], measured ones too where they are known."""
+    """Images and the twin's responses to them, measured ones too where they are known.
+
+    expected: [N,V_s] of every subject, "group" among them; of None for a model of one subject.
+    measured: [N,V_s], of the only one of `expected`.
+    """
 
     images: Any
-    expected: NDArray[np.float64]
-    measured: NDArray[np.float32] | None
+    expected: Mapping[str | None, NDArray[np.float64]]
+    measured: NDArray[np.float32] | None = None
 
 
 def run_parity(
@@ -78,20 +85,14 @@ def run_parity(
     """Print the parity of every form of a saved model, and write it into the model's card.
 
     images: image files; data: an Algonauts subject's folder, whose heldout split gives images and
-    measured responses; without either, the model's golden images.
+    measured responses; without either, the model's golden images. A model of several subjects has
+    a row for each and for "group", from the same tokens; with data, for that subject alone.
     The twin takes seconds an image at full size. A form that this machine cannot run is named
     with the reason.
     """
     if images is not None and data is not None:
         raise BrainfastError("bench --parity", expected="--images or --data", got="both")
     encoder = load(model)
-    if not isinstance(encoder, Encoder):
-        raise BrainfastError(
-            "bench --parity",
-            expected="a model of one subject",
-            got=f"one of {len(encoder.subjects)}",
-            remedy="compare its engines by GroupEncoder.parity",
-        )
     stimuli = _stimuli(encoder, images, data)
     rows, missing = parity_rows(encoder, stimuli, folder=model)
     for row in rows:
@@ -105,10 +106,11 @@ def run_parity(
 
 
 def parity_rows(
-    encoder: Encoder, stimuli: Stimuli, folder: Path | None = None
+    encoder: Encoder | GroupEncoder, stimuli: Stimuli, folder: Path | None = None
 ) -> tuple[list[ParityRow], dict[str, str]]:
     """A row for every form that runs here, and the reason of every runtime that does not.
 
+    Of a model of several subjects: a row for every form and subject of `stimuli.expected`.
     folder: of the saved model, where `trunk.onnx` may lie; else the trunk is exported for the time.
     """
     rows: list[ParityRow] = []
@@ -128,23 +130,12 @@ def parity_rows(
 
 def parity_lines(rows: list[ParityRow], missing: dict[str, str]) -> list[str]:
     """The table as text, then what was not run."""
-    lines = ["".join(f"{name:<{width}}" for name, width in HEADINGS).rstrip()]
+    named = [row.card.subject for row in rows if row.card.subject is not None]
+    width = max(map(len, ("subject", *named))) + 2 if named else 0
+    headings = (("subject"[:width], width), *HEADINGS)
+    lines = ["".join(f"{name:<{width}}" for name, width in headings).rstrip()]
     for row in rows:
-        card = row.card
-        region = (
-            "-" if row.worst_region is None else f"{row.worst_region} {row.worst_region_rms:.1e}"
-        )
-        cells = [
-            card.form,
-            card.trunk_precision,
-            card.precision,
-            f"{card.max_error:.1e}",
-            f"{card.rms_error:.1e}",
-            region,
-            "-" if card.r2_change is None else f"{card.r2_change:.1e}",
-            "-" if row.r2_change_mean is None else f"{row.r2_change_mean:+.1e}",
-        ]
-        pairs = zip(cells, HEADINGS, strict=True)
+        pairs = zip(_cells(row), headings, strict=True)
         lines.append("".join(f"{cell:<{width}}" for cell, (_, width) in pairs).rstrip())
     if rows:
         lines.append(
@@ -154,49 +145,123 @@ def parity_lines(rows: list[ParityRow], missing: dict[str, str]) -> list[str]:
     return lines + [f"not run: {name}: {reason}" for name, reason in missing.items()]
 
 
-def _stimuli(encoder: Encoder, images: Sequence[Path] | None, data: Path | None) -> Stimuli:
+def _cells(row: ParityRow) -> list[str]:
+    card = row.card
+    return [
+        card.subject or "",
+        card.form,
+        card.trunk_precision,
+        card.precision,
+        f"{card.max_error:.1e}",
+        f"{card.rms_error:.1e}",
+        "-" if row.worst_region is None else f"{row.worst_region} {row.worst_region_rms:.1e}",
+        "-" if card.r2_change is None else f"{card.r2_change:.1e}",
+        "-" if row.r2_change_mean is None else f"{row.r2_change_mean:+.1e}",
+    ]
+
+
+def _stimuli(
+    encoder: Encoder | GroupEncoder, images: Sequence[Path] | None, data: Path | None
+) -> Stimuli:
+    subjects: list[str | None] = [None]
+    if isinstance(encoder, GroupEncoder):
+        subjects = [*encoder.subjects, GROUP]
+        chosen: Any = encoder.goldens[GROUP].images
+    else:
+        chosen = encoder.golden.images
     measured = None
-    chosen: Any = encoder.golden.images if images is None else images
+    if images is not None:
+        chosen = images
     if data is not None:
-        chosen, measured = _heldout(encoder, data)
+        split = _heldout(encoder, data)
+        chosen, measured = split.images, _measured(split, data)
+        subjects = [None if subjects == [None] else split.space.subject]
     parts = []
     with tqdm(total=len(chosen), desc="float64 twin", unit="image", leave=False) as bar:
         for start in range(0, len(chosen), BATCH):
-            parts.append(encoder.twin(chosen[start : start + BATCH]))
-            bar.update(len(parts[-1]))
-    return Stimuli(chosen, np.concatenate(parts), measured)
+            batch = chosen[start : start + BATCH]
+            parts.append(_twins(encoder, batch, subjects))
+            bar.update(len(batch))
+    expected = {name: np.concatenate([part[name] for part in parts]) for name in subjects}
+    return Stimuli(chosen, expected, measured)
 
 
-def _heldout(encoder: Encoder, data: Path) -> tuple[Any, NDArray[np.float32]]:
+def _twins(
+    encoder: Encoder | GroupEncoder, images: Any, subjects: Sequence[str | None]
+) -> dict[str | None, NDArray[np.float64]]:
+    if isinstance(encoder, GroupEncoder):
+        found = encoder.twins(images, [name for name in subjects if name is not None])
+        return dict(found.items())
+    return {None: encoder.twin(images)}
+
+
+def _heldout(encoder: Encoder | GroupEncoder, data: Path) -> Split:
+    """The part of a subject's folder that training left out, divided as it was there."""
     training = encoder.card.training
-    split = Algonauts(data, seed=training.seed if training else 0).heldout
+    own = Algonauts(data, seed=training.seed if training else 0)
     known = training.split_hashes if training else {}
-    check_split(split, encoder.space, known.get(split.name, split.hash))
+    split: Split = own.heldout
+    if isinstance(encoder, GroupEncoder):
+        space = encoder.space_of(own.subject)
+        if training:
+            split = Group([own], seed=training.seed, **training.data).heldout.of(own.subject)
+        check_split(split, space, known.get(f"{split.name}/{own.subject}", split.hash))
+    else:
+        check_split(split, encoder.space, known.get(split.name, split.hash))
+    return split
+
+
+def _measured(split: Split, data: Path) -> NDArray[np.float32]:  # [N,V]
     if split.responses is None:
         raise BrainfastError(str(data), expected="measured responses", got="none")
-    return split.images, np.asarray(split.responses[np.arange(len(split))], dtype=np.float32)
+    return np.asarray(split.responses[np.arange(len(split))], dtype=np.float32)
 
 
-def _rows_of(encoder: Encoder, runtime: TrunkRuntime, stimuli: Stimuli) -> Iterator[ParityRow]:
-    """One row a precision of the head, on the same tokens."""
-    folded = encoder.fold()
-    heads = [folded.with_precision(precision) for precision in PRECISIONS]
-    found: list[list[NDArray[np.float32]]] = [[] for _ in heads]
+def _heads(
+    encoder: Encoder | GroupEncoder, subjects: Sequence[str | None]
+) -> dict[str | None, FoldedHead]:
+    """Folded heads, which all align tokens alike."""
+    if isinstance(encoder, GroupEncoder):
+        found = encoder.fold([name for name in subjects if name is not None])
+        return dict(found.items())
+    return {None: encoder.fold()}
+
+
+def _space(encoder: Encoder | GroupEncoder, subject: str | None) -> VertexSpace:
+    if isinstance(encoder, GroupEncoder):
+        return encoder.space_of(str(subject))
+    return encoder.space
+
+
+def _rows_of(
+    encoder: Encoder | GroupEncoder, runtime: TrunkRuntime, stimuli: Stimuli
+) -> Iterator[ParityRow]:
+    """One row a precision of the head and a subject, on the same tokens."""
+    folded = _heads(encoder, list(stimuli.expected))
+    heads = [
+        {subject: head.with_precision(precision) for subject, head in folded.items()}
+        for precision in PRECISIONS
+    ]
+    found: list[dict[str | None, list[NDArray[np.float32]]]] = [
+        {subject: [] for subject in folded} for _ in heads
+    ]
+    images = stimuli.images
     bar = tqdm(
-        total=len(stimuli.expected),
-        desc=f"{runtime.name} {runtime.precision}",
-        unit="image",
-        leave=False,
+        total=len(images), desc=f"{runtime.name} {runtime.precision}", unit="image", leave=False
     )
     with bar:
-        for pixels in iter_pixels(stimuli.images, encoder.trunk.preprocessing, BATCH):
+        for pixels in iter_pixels(images, encoder.trunk.preprocessing, BATCH):
             tokens = runtime(pixels)
-            for head, parts in zip(heads, found, strict=True):
-                parts.append(head.run(tokens))
+            for precise, parts in zip(heads, found, strict=True):
+                aligned = next(iter(precise.values())).align(tokens)
+                for subject, head in precise.items():
+                    parts[subject].append(head.readout(aligned))
             bar.update(len(pixels))
-    for head, parts in zip(heads, found, strict=True):
-        form = (runtime.name, runtime.precision, head.precision)
-        yield _row(form, np.concatenate(parts), stimuli, encoder.space)
+    for precision, parts in zip(PRECISIONS, found, strict=True):
+        form = (runtime.name, runtime.precision, precision)
+        for subject, batches in parts.items():
+            space = _space(encoder, subject)
+            yield _row(form, np.concatenate(batches), stimuli, space, subject)
 
 
 def _row(
@@ -204,13 +269,16 @@ def _row(
     found: NDArray[np.float32],  # [N,V]
     stimuli: Stimuli,
     space: VertexSpace,
+    subject: str | None,
 ) -> ParityRow:
-    region, region_rms = _worst_region(found, stimuli.expected, space)
+    expected = stimuli.expected[subject]
+    region, region_rms = _worst_region(found, expected, space)
     mean = None
     if stimuli.measured is not None:
-        changes = r2(found, stimuli.measured) - r2(stimuli.expected, stimuli.measured)
+        changes = r2(found, stimuli.measured) - r2(expected, stimuli.measured)
         mean = float(np.nanmean(changes)) if np.isfinite(changes).any() else None
-    card = parity_card(form, found, stimuli.expected, stimuli.measured)
+    card = parity_card(form, found, expected, stimuli.measured)
+    card = card.model_copy(update={"subject": subject})
     return ParityRow(card, region, region_rms, mean)
 
 

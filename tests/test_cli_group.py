@@ -11,11 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from brainfast.analysis.scores import Scores
 from brainfast.boundary import UsageError, explain
+from brainfast.card import Card
 from brainfast.cli import app
+from brainfast.cli_scores import kept_r2
 from brainfast.data.simulated_group import simulate_group
+from brainfast.engine import read_space
 from brainfast.errors import BrainfastError
 
 TRUNK = ("--random-trunk", "--trunk", "vit_tiny_patch16_224", "--layers", "0,3")
@@ -57,6 +62,55 @@ def test_evaluate_prints_every_subject_and_their_median(model: Path, folders: li
     assert found["subjects"]["subj02"]["rois"]
     assert isinstance(found["summary"]["r2_median"], float)
     assert (model / "scores" / "heldout" / "subj03" / "scores.json").is_file()
+
+
+def test_the_group_is_scored_without_subject_maps_and_drawn(
+    model: Path, folders: list[Path], tmp_path: Path
+) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(model, copy)
+    draw = ("map", copy, "--what", "r2", "--out", tmp_path / "map.png", "--subject")
+    early = brainfast(*draw, "group", check=False)
+    assert early.returncode == 2
+    assert "--subject group' first" in early.stderr
+    done = brainfast("evaluate", copy, *folders[:2], "--subject", "group", "--json", "--quiet")
+    found = json.loads(done.stdout)
+    assert list(found["subjects"]) == ["group/subj01", "group/subj02"]
+    card = Card.read(copy)
+    kept = {
+        name: Scores.load(copy / "scores/heldout/group" / name) for name in list(card.subjects)[:2]
+    }
+    assert found["subjects"]["group/subj02"]["summary"]["r2_mean"] == pytest.approx(
+        np.nanmean(kept["subj02"].r2)
+    )
+    own = Scores.load(copy / "scores" / "heldout" / "subj02")
+    assert not np.array_equal(kept["subj02"].r2, own.r2)
+    alone = kept_r2(copy, card, "heldout", "group/subj02")
+    assert np.array_equal(alone.values, kept["subj02"].r2, equal_nan=True)
+    assert alone.space.subject == "subj02"
+    mean = kept_r2(copy, card, "heldout", "group")
+    expected: dict[int, list[float]] = {}
+    for name, scores in kept.items():
+        space = read_space(copy, card, name)
+        for column, value in zip(mean.space.positions(space), scores.r2, strict=True):
+            expected.setdefault(int(column), []).append(value)
+    assert len(mean.values) == mean.space.V > len(expected)  # subj03 was not scored
+    for column, value in enumerate(mean.values):
+        assert value == pytest.approx(np.mean(expected.get(column, [np.nan])), nan_ok=True)
+    for subject in ("group", "group/subj01", "subj03"):
+        assert brainfast(*draw, subject).stdout.strip() == str(tmp_path / "map.png")
+    late = brainfast(*draw, "group/subj03", check=False)
+    assert late.returncode == 2
+    assert "without subject maps" in late.stderr
+
+
+def test_some_subjects_are_scored(model: Path, folders: list[Path], tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(model, copy)
+    shutil.rmtree(copy / "scores")
+    arguments = ("evaluate", copy, *folders, "--subject", "subj03,subj01", "--json", "--quiet")
+    assert list(json.loads(brainfast(*arguments).stdout)["subjects"]) == ["subj03", "subj01"]
+    assert sorted(p.name for p in (copy / "scores/heldout").iterdir()) == ["subj01", "subj03"]
 
 
 def test_predict_answers_for_one_subject_several_and_the_group(
@@ -138,7 +192,27 @@ def test_adapt_adds_a_subject(folders: list[Path]) -> None:
             lambda m, f: ("train", *f, "--out", "x", "--model", "blobgpt", "--recipe", "best"),
             "paper",
         ),
-        (lambda m, f: ("map", m, "--out", "x.png"), "a model of one subject"),
+        (lambda m, f: ("map", m, "--out", "x.png"), "--what layer: expected a FactorTopy model"),
+        (
+            lambda m, f: ("map", m, "--out", "x.png", "--what", "space", "--subject", "subj01"),
+            "--what space: expected a FactorTopy model",
+        ),
+        (
+            lambda m, f: ("map", m, "--out", "x.png", "--what", "r2"),
+            "one of subj01, subj02, subj03, group, got nothing; name the subject",
+        ),
+        (
+            lambda m, f: ("map", m, "--out", "x.png", "--what", "r2", "--subject", "group/subj7"),
+            "one of subj01, subj02, subj03, group, got 'subj7'",
+        ),
+        (
+            lambda m, f: ("evaluate", m, *f[:2], "--subject", "subj03"),
+            "some of subj01, subj02, or group alone, got 'subj03'",
+        ),
+        (
+            lambda m, f: ("evaluate", m, *f, "--subject", "subj01,group"),
+            "or group alone, got 'group'",
+        ),
     ],
 )
 def test_mistakes_are_one_line(

@@ -30,15 +30,18 @@ def test_every_fact_is_one_line(report, capsys):
     assert all("{" not in line and "[" not in line for line in lines)
 
 
-def test_the_report_says_that_the_kernels_run_on_the_cpu(report):
-    assert "CPU" in report["gpu"]["kernels"]
+def test_the_report_says_which_kernels_a_gpu_would_run(report, monkeypatch):
+    built = hasattr(_C, "CudaFactorReadout")
+    assert ("factor_readout" in report["gpu"]["kernels"]) == built
+    monkeypatch.delattr(_C, "CudaFactorReadout", raising=False)
+    assert "none in this build" in doctor.diagnose()["gpu"]["kernels"]
 
 
 def test_architectures_are_told_in_nvidias_names(monkeypatch):
     card = {"name": "H200", "capability": "9.0", "memory_bytes": 139 << 30, "problem": ""}
     found = {
         "compiled": True,
-        "architectures": "80-real 120",
+        "architectures": "80-real 90-virtual 120",
         "runtime_version": "13.0",
         "driver_version": "",
         "problem": "",
@@ -46,7 +49,7 @@ def test_architectures_are_told_in_nvidias_names(monkeypatch):
     }
     monkeypatch.setattr(doctor._C, "cuda_info", lambda: found)
     gpu = doctor._gpu()
-    assert gpu["code_for"] == ["sm_80", "sm_120 and later"]
+    assert gpu["code_for"] == ["sm_80", "PTX of sm_90 for later cards", "sm_120 and later"]
     assert gpu["driver"] is None
     assert gpu["devices"] == [
         "H200 (compute 9.0, 139 GiB)",

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from brainfast import golden
 from brainfast.data import Group
 from brainfast.encoder import load
 from brainfast.engine import Engine
 from brainfast.errors import BrainfastError
+from brainfast.folded_blobgpt import BlobProjection
 from brainfast.group_encoder import GroupEncoder
 from brainfast.group_engine import GroupEngine
+from brainfast.runtimes import TorchRuntime
 
 IMAGES = np.random.default_rng(5).integers(0, 255, (3, 40, 30, 3), dtype=np.uint8)
 
@@ -85,6 +88,66 @@ def test_subjects_share_one_projection(encoder: GroupEncoder) -> None:
     assert {id(head.projection) for head in taken.heads.values()} == projections
 
 
+def _counted(monkeypatch: pytest.MonkeyPatch, place: Any, name: str) -> list[Any]:
+    """First arguments of the calls to come of a function, which still does its work."""
+    calls, original = [], getattr(place, name)
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments[0])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(place, name, count)
+    return calls
+
+
+@pytest.mark.parametrize("subjects", [None, ["b"], ["c", "group"]])
+@pytest.mark.parametrize("way", ["load", "compile"])
+def test_opening_runs_the_trunk_once_for_all_subjects(
+    encoder: GroupEncoder,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+    subjects: list[str] | None,
+) -> None:
+    trunk = _counted(monkeypatch, TorchRuntime, "__call__")
+    projections = _counted(monkeypatch, BlobProjection, "run")
+    reads = _counted(monkeypatch, golden, "load_tensors")
+    if way == "load":
+        engine = GroupEngine.load(folder, subjects=subjects, device="cpu")
+    else:
+        engine = encoder.compile(subjects=subjects, device="cpu")
+    assert len(trunk) == len(projections) == 1
+    assert [path.name for path in reads] == ["golden.safetensors"] * (way == "load")
+    assert engine.subjects == tuple(subjects or encoder.subjects)
+
+
+def test_every_subject_is_checked_as_if_alone(encoder: GroupEncoder, folder: Path) -> None:
+    engine = encoder.compile(device="cpu", precision="bf16")
+    runtime, preprocessing = engine.runtime, encoder.card.trunk.preprocessing
+    goldens = golden.Golden.load_subjects(folder, encoder.subjects)
+    found = golden.Golden.check_subjects(goldens, runtime, engine.heads, preprocessing)
+    for name, own in goldens.items():
+        response = engine.heads[name].run(own.tokens(runtime, preprocessing))[:, own.vertices]
+        error = np.abs(response - own.response).max() / own.response.std()
+        assert found[name] == pytest.approx(error, rel=1e-4)
+        assert own.check(runtime, engine.heads[name], preprocessing) == found[name]
+        assert own.images is goldens["a"].images
+    assert min(found.values()) > 1e-4
+
+
+def test_no_subject_at_all_is_refused(encoder: GroupEncoder, folder: Path) -> None:
+    for call in (encoder.compile, lambda subjects: GroupEngine.load(folder, subjects=subjects)):
+        with pytest.raises(BrainfastError, match="at least one"):
+            call(subjects=[])
+
+
+def test_twins_of_several_are_those_of_each(encoder: GroupEncoder) -> None:
+    found = encoder.twins(IMAGES, ["c", "group"])
+    assert list(found) == ["c", "group"]
+    for name, response in found.items():
+        assert np.array_equal(response, encoder.twin(IMAGES, name))
+
+
 def test_scores_are_kept_a_subject(encoder: GroupEncoder, group: Group) -> None:
     found = {name: encoder.evaluate(group.heldout.of(name), name, progress=False) for name in "ab"}
     split = group.heldout.of("a")
@@ -97,7 +160,9 @@ def test_scores_are_kept_a_subject(encoder: GroupEncoder, group: Group) -> None:
         ("heldout", "a"),
         ("heldout", "b"),
     ]
+    encoder.evaluate(group.heldout.of("b"), "group", progress=False)
     without = encoder.evaluate(split, "group", progress=False)
+    assert [card.subject for card in encoder.card.scores[-2:]] == ["group/b", "group/a"]
     columns = encoder.space.positions(split.space)
     guess = encoder.respond(list(split.images), "group").values[:, columns]
     np.testing.assert_allclose(
@@ -123,6 +188,9 @@ def test_parity_goes_into_the_card(encoder: GroupEncoder) -> None:
     assert 0 < card.rms_error < 2e-2
     assert card.subject == "b"
     assert encoder.card.parity[-1] == card
+    other = encoder.parity(engine, IMAGES, "c")
+    again = encoder.parity(engine, IMAGES[:2], "b")
+    assert encoder.card.parity == (other, again)
 
 
 def test_unknown_subjects_are_named(encoder: GroupEncoder, folder: Path) -> None:

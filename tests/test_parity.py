@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +15,11 @@ from brainfast import parity_table
 from brainfast.analysis.scores import r2
 from brainfast.card import Card
 from brainfast.cli import app
-from brainfast.data import Arrays
-from brainfast.encoder import Encoder
+from brainfast.data import Algonauts, Arrays, Group
+from brainfast.data.simulated_group import simulate_group
+from brainfast.encoder import Encoder, load
 from brainfast.errors import BrainfastError
+from brainfast.group_encoder import GroupEncoder
 from brainfast.parity import parity_card
 from brainfast.parity_table import Stimuli, parity_lines, parity_rows
 from brainfast.training import Recipe, fit
@@ -81,7 +86,8 @@ def test_rows_are_the_engines_own_errors(encoder: Encoder, data: Arrays, monkeyp
     monkeypatch.setattr(parity_table, "BATCH", 2)
     images = [data.heldout.images[i] for i in range(5)]
     measured = np.asarray(data.heldout.responses[np.arange(5)])
-    stimuli = Stimuli(images, encoder.twin(images), measured)
+    expected = encoder.twin(images)
+    stimuli = Stimuli(images, {None: expected}, measured)
     rows, missing = parity_rows(encoder, stimuli)
     assert not missing
     assert len(rows) == 3 * len(PLAIN)
@@ -91,9 +97,9 @@ def test_rows_are_the_engines_own_errors(encoder: Encoder, data: Arrays, monkeyp
             precision=card.precision, trunk_precision=card.trunk_precision, device="cpu"
         )
         found = engine.predict(images, batch_size=2).values
-        errors = np.square((found - stimuli.expected) / stimuli.expected.std())
+        errors = np.square((found - expected) / expected.std())
         assert card.rms_error == pytest.approx(np.sqrt(errors.mean()), rel=1e-3, abs=1e-9)
-        change = r2(found, measured) - r2(stimuli.expected, measured)
+        change = r2(found, measured) - r2(expected, measured)
         assert card.r2_change == pytest.approx(np.abs(change).max(), rel=1e-3, abs=1e-9)
         assert row.r2_change_mean == pytest.approx(change.mean(), rel=1e-3, abs=1e-9)
         regions = {n: np.sqrt(errors[:, encoder.space.roi(n)].mean()) for n in ("EBA", "PPA")}
@@ -130,6 +136,87 @@ def test_the_command_prints_the_table_and_fills_the_card(
     assert "worst region" in again.stdout
     assert "not run: compile fp32: runtime compile" in again.stdout
     assert len(Card.read(folder).parity) == 6
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("data")
+    simulate_group(root, subjects=2, n_images=40, n_shared=10, vertices=60, size=32)
+    return sorted(root.glob("subj*"))
+
+
+@pytest.fixture(scope="module")
+def several(
+    folders: list[Path], fit_tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> GroupEncoder:
+    group = Group([Algonauts(folder, seed=3) for folder in folders], seed=3)
+    found: GroupEncoder = fit_tiny(tmp_path_factory.mktemp("work"), group=group, seed=3)
+    return found
+
+
+def test_subjects_have_rows_of_their_own_from_one_pass_of_the_trunk(
+    several: GroupEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity_table, "RUNTIMES", PLAIN[:2])
+    opened: list[int] = []
+
+    def count(*arguments: Any) -> Any:
+        runtime = open_trunk(*arguments)
+
+        class Counted:
+            name, precision = runtime.name, runtime.precision
+
+            def __call__(self, pixels: Any) -> Any:
+                opened.append(len(pixels))
+                return runtime(pixels)
+
+        return Counted()
+
+    open_trunk = parity_table.compile_trunk
+    monkeypatch.setattr(parity_table, "compile_trunk", count)
+    folder = several.save(tmp_path / "model")
+    done = CliRunner().invoke(app, ["bench", str(folder), "--parity"])
+    assert done.exit_code == 0, done.output
+    images = several.goldens["group"].images
+    assert opened == [len(images)] * 2
+    lines = done.stdout.splitlines()
+    assert lines[0].split()[:2] == ["subject", "trunk"]
+    named = [line.split()[0] for line in lines[1:19]]
+    assert named == ["subj01", "subj02", "group"] * 6
+    kept = {(p.trunk_precision, p.precision, p.subject): p for p in Card.read(folder).parity}
+    assert len(kept) == 18
+    again = load(folder)
+    engine = again.compile(device="cpu", precision="bf16", subjects=["subj02", "group"])
+    for subject in ("subj02", "group"):
+        own = again.parity(engine, images, subject)
+        assert kept["fp32", "bf16", subject].rms_error == pytest.approx(own.rms_error, rel=1e-3)
+
+
+def test_measured_responses_are_of_the_subject_whose_folder_is_given(
+    several: GroupEncoder, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity_table, "RUNTIMES", PLAIN[:1])
+    folder = several.save(tmp_path / "model")
+    arguments = ["bench", str(folder), "--parity", "--json", "--data"]
+    done = CliRunner().invoke(app, [*arguments, str(folders[1])])
+    assert done.exit_code == 0, done.output
+    rows = {row["precision"]: row for row in json.loads(done.stdout)["rows"]}
+    assert set(rows) == {"fp32", "bf16x3", "bf16"}
+    assert {row["subject"] for row in rows.values()} == {"subj02"}
+    split = Group([Algonauts(path, seed=3) for path in folders], seed=3).heldout.of("subj02")
+    images, measured = list(split.images), np.asarray(split.responses[np.arange(len(split))])
+    engine = several.compile(device="cpu", precision="bf16", subjects=["subj02"])
+    found = engine.predict(images)["subj02"].values
+    change = r2(found, measured) - r2(several.twin(images, "subj02"), measured)
+    assert rows["bf16"]["r2_change"] == pytest.approx(np.nanmax(np.abs(change)), rel=1e-3)
+    other = folders[1].with_name("subj09")
+    folders[1].rename(other)
+    try:
+        refused = CliRunner().invoke(app, [*arguments, str(other)])
+    finally:
+        other.rename(folders[1])
+    assert isinstance(refused.exception, BrainfastError)
+    assert "one of subj01, subj02, group" in str(refused.exception)
 
 
 def test_a_table_without_regions_and_measurements_has_dashes() -> None:

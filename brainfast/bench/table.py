@@ -43,6 +43,7 @@ class Row:
     max_error: float | None = None
     bar: str = ""
     peak_memory_bytes: int | None = None
+    weight_bytes: int | None = None
     gflop_per_s: float | None = None
     gbyte_per_s: float | None = None
     of_ceiling: float | None = None
@@ -88,7 +89,8 @@ def machine(threads: int) -> dict[str, Any]:
 
 def print_table(table: BenchTable) -> None:
     """Print a comparison, one line a form."""
-    sizes = ", ".join(f"{name}={table.case[name]}" for name in "VLDHW")
+    letters = (name for name in table.case if len(name) == 1)
+    sizes = ", ".join(f"{name}={table.case[name]}" for name in letters)
     about = table.machine
     typer.echo(f"{table.case['name']}: {sizes}")
     typer.echo(f"{about['cpu']}, {about['threads']} threads, {about['isa']}")
@@ -103,7 +105,7 @@ def print_table(table: BenchTable) -> None:
         )
         typer.echo("  ".join(padded).rstrip())
     typer.echo("x ours: best time over that of our form of the same precision (ours: over fp32)")
-    typer.echo("errors: against Listing 1 in float64, in standard deviations of its response")
+    typer.echo("errors: against float64, in standard deviations of the response")
 
 
 def _cells(row: Row) -> dict[str, str]:

@@ -9,12 +9,13 @@ import torch
 from brainfast.bench import compare as comparison
 from brainfast.bench.compare import compare
 from brainfast.errors import BrainfastError
-from brainfast.forms import LISTING1
 from cases import QUICK, WHOLE, Case, chosen, tiny
 from stages import open_stage
 
 STAGES = {case.stage: case for case in (tiny(case) for case in reversed(WHOLE))}
-STAGES["readout"] = tiny(WHOLE[0])
+STAGES["blobgpt, several subjects"] = next(
+    tiny(case) for case in WHOLE if case.stage == "blobgpt" and case.S > 1
+)
 
 
 @pytest.fixture(scope="module", params=STAGES)
@@ -29,6 +30,8 @@ def built(stage):
 
 def spoilt(result, how):
     """The same answer, off in one number of one array, or off by a small factor."""
+    if isinstance(result, tuple):
+        return (spoilt(result[0], how), *result[1:])
     if isinstance(result, dict):
         name = sorted(result)[how % len(result)]
         return result | {name: spoilt(result[name], 0)}
@@ -68,7 +71,6 @@ def test_a_wrong_form_is_refused_before_it_is_timed(stage, built, monkeypatch):
 def test_ours_comes_first_and_a_stock_library_is_there(built):
     assert built[0].library == "brainfast"
     assert {form.library for form in built} & {"PyTorch", "ONNX Runtime"}
-    assert LISTING1 in " ".join(form.name for form in built) or "align" in built[-1].name
 
 
 def test_forms_are_named_once(built):
@@ -101,7 +103,7 @@ def test_tiny_keeps_the_stage_and_every_whole_case_has_a_reference():
     for case in (*WHOLE, *QUICK):
         assert tiny(case).stage == case.stage
         assert set(case.listing1) <= set(case.batches)
-        assert set(case.compile_listing1) <= set(case.listing1)
+        assert set(case.compiled) <= set(case.batches)
     assert len({(case.name, case.batches) for case in WHOLE}) == len(WHOLE)
 
 

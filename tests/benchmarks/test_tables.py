@@ -87,7 +87,26 @@ def test_document_has_every_row_and_the_reason_of_one_that_was_not_run(measured)
     assert "needs about 61.0 GiB |" in text
     rows = [line for line in text.splitlines() if ", brainfast " in line or ", PyTorch " in line]
     assert len(rows) == len(table.rows) + 1
-    assert {line.count("|") for line in rows} == {16}
+    assert {line.count("|") for line in rows} == {17}
+
+
+def test_heads_are_held_against_the_best_stock_form_of_their_precision(measured):
+    table = measured.tables[0]
+    ours, bf16 = (row for row in table.rows[:2])
+    rows = [replace(ours, best_ms=2.0, batch=1), replace(bf16, best_ms=1.0, batch=1)]
+    for library, precision, best in (("A", "fp32", 9.0), ("B", "fp32", 5.0), ("C", "bf16", 4.0)):
+        rows.append(replace(rows[0], library=library, precision=precision, best_ms=best))
+    case = {"stage": "blobgpt", "S": 1}
+    heads = replace(measured, tables=(replace(table, case=case, rows=tuple(rows)),))
+    lines = [line for line in readme_table.readme_block(heads).splitlines() if "BlobGPT" in line]
+    assert "| 2 / 5 (compiled head, B) |" in lines[0]
+    assert "| 1 / 4 (compiled head, C) |" in lines[1]
+    assert len(lines) == 2
+
+
+def test_a_case_without_a_table_is_in_the_document_with_its_reason(measured):
+    text = readme_table.document(replace(measured, missing={"readout-V9": "needs about 61.0 GiB"}))
+    assert "- readout-V9: needs about 61.0 GiB" in text
 
 
 @pytest.mark.parametrize("draw", [plots.latency, plots.cost_over_v])
@@ -96,6 +115,15 @@ def test_plots_are_pictures(measured, tmp_path, draw):
     with Image.open(tmp_path / "plot.png") as picture:
         assert picture.width > 800
         assert len(np.unique(np.asarray(picture.convert("L")))) > 10
+
+
+def test_a_result_without_the_readout_has_a_document_and_no_plots(measured, tmp_path):
+    nothing = replace(measured, tables=())
+    assert "# Benchmarks" in readme_table.document(nothing)
+    assert readme_table.readme_block(nothing)
+    for draw in (plots.latency, plots.cost_over_v):
+        draw(nothing, tmp_path / "plot.png")
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_labels_keep_their_order_and_distance():
@@ -115,6 +143,19 @@ def test_work_of_a_readout_counted_by_hand():
     assert work.bytes == parameters + 4 * 7 * 2 * 5 * 17 + 4 * 7 * 3
     halved = ceilings.readout_work(head, 7, "bf16")
     assert work.bytes - halved.bytes == 3 * 2 * 5
+
+
+def test_work_of_blobgpt_counted_by_hand():
+    case = Case("blobgpt", (1,), V=10, L=2, C=3, K=5, R=4, raw=1, S=1)  # T = 2
+    projection = 2 * 7 * 2 * 5 * 2 * (3 + 1)
+    assert ceilings.projection_work(case, 7, "fp32").flops == projection
+    embed = ceilings.embed_work(case, 7, "bf16")
+    assert (embed.flops, embed.bytes) == (2 * 7 * 50, 2 * 50 + 4 * 10 + 4 * 7 * (5 + 10))
+    assert ceilings.blobgpt_work(case, 7, "fp32").flops == projection + 2 * 7 * 50
+    few = replace(case, R=1, S=2)  # unfolded is less: maps (2 + 1) * 5, embedding 2 * 10
+    assert ceilings.blobgpt_work(few, 7, "fp32").flops == projection + 2 * 7 * (15 + 20)
+    step = ceilings.phase1_work(case, 7).flops
+    assert step == 3 * projection + 3 * 2 * 7 * 2 * 20 + 2 * 2 * 7 * 40
 
 
 def test_share_of_the_roofline():
