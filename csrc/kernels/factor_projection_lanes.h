@@ -40,27 +40,30 @@ __attribute__((noinline)) void project_tile(const ProjectionTile<M>& tile,
                              {1, tile.row_stride, M::kLanes, tile.inner_stride}, tile.steps);
   BRAINFAST_UNROLL
   for (int c = 0; c < Columns; ++c) {
-    typename M::Vector chain[2] = {total[c]};  // half the latency
+    // From zero, so that a short sum and not each of its terms meets the large one; two chains, for
+    // half the latency.
+    typename M::Vector chain[2] = {};
     BRAINFAST_UNROLL
     for (int r = 0; r < Rows; ++r) {
       chain[r % 2] += sum[r][c] * Outer<M>::at(tile.outer + c * tile.outer_stride, tile.entry + r);
     }
-    total[c] = chain[0] + chain[1];
+    total[c] += chain[0] + chain[1];
   }
 }
 
 // Every row of one image's slice of steps.
 template <class M, int Columns, class Piece>
 void project_rows(const Piece& piece, ProjectionTile<M> tile, typename M::Scalar* sums) {
-  typename M::Vector total[Columns];
-  for (int c = 0; c < Columns; ++c) total[c] = load<M>(sums + c * M::kLanes);
+  typename M::Vector total[Columns] = {};
   for (int64_t row = 0; row < piece.rows; row += M::kMaxRows) {
     with_count<M::kMaxRows>(smaller(M::kMaxRows, piece.rows - row),
                             [&](auto rows) { project_tile<M, rows.value, Columns>(tile, total); });
     tile.x += M::kMaxRows * piece.row_stride;
     tile.entry += M::kMaxRows;
   }
-  for (int c = 0; c < Columns; ++c) store<M>(sums + c * M::kLanes, total[c]);
+  for (int c = 0; c < Columns; ++c) {
+    store<M>(sums + c * M::kLanes, load<M>(sums + c * M::kLanes) + total[c]);
+  }
 }
 
 // Sums of a slice start at zero and are added up afterwards, which keeps rounding errors small.

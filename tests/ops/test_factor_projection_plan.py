@@ -211,3 +211,20 @@ def test_bad_tokens():
         plan.run(source, out=np.empty((2, 15), np.float32))
     with pytest.raises(ValueError, match="grad_output"):
         plan.adjoint(normal(2, 15))
+
+
+@pytest.mark.parametrize("isa", _C.supported_isas("fp32"))
+def test_a_sum_of_a_million_products_is_as_good_as_one_of_a_thousand(isa):
+    """Full depth: 6 layers, T=257, C=768. A sum that met its terms one by one would miss this."""
+    rng = np.random.default_rng(8)
+    layers, tokens, channels, latent = 6, 257, 768, 16
+    filters = [rng.uniform(-1, 1, (latent, channels)).astype(np.float32) for _ in range(layers)]
+    maps = [rng.uniform(-1, 1, (latent, tokens)).astype(np.float32) for _ in range(layers)]
+    images = [rng.standard_normal((2, tokens, channels), np.float32) for _ in range(layers)]
+    expected = sum(
+        np.einsum("btk,kt->bk", x.astype(np.float64) @ f.T.astype(np.float64), m)
+        for x, f, m in zip(images, filters, maps, strict=True)
+    )
+    found = _C.FactorProjectionPlan(filters, maps, isa=isa).run(images)
+    error = (found - expected) / expected.std()
+    assert np.sqrt(np.square(error).mean()) < 6e-7
