@@ -7,10 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from brainfast.data import Arrays, Group
 from brainfast.training import GroupRecipe
 from brainfast.vertex_space import VertexSpace
+
+# Hypothesis fails a test that takes 200 ms, which a busy machine makes of any.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 POOL = 48
 EACH = 28  # images that a subject saw; neighbours share most of theirs
