@@ -1,10 +1,12 @@
-"""What the operators ask of their tensors: agreeing sizes, one device, dtypes that go together."""
+"""What the operators ask of their tensors, and how these go to the compiled core and back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from ..errors import BrainfastError
 
@@ -17,8 +19,32 @@ def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 
 def in_compute_dtype(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """All in the dtype that the first is computed in."""
     dtype = compute_dtype(tensors[0])
     return [tensor.to(dtype) for tensor in tensors]
+
+
+def numpy_arrays(*tensors: torch.Tensor) -> list[NDArray[Any]]:
+    """Contiguous arrays for the compiled core; memory is shared where it can be."""
+    return [tensor.contiguous().numpy(force=True) for tensor in tensors]
+
+
+def gradients_as(
+    found: Sequence[Any], inputs: Sequence[torch.Tensor], needs: Sequence[bool]
+) -> list[torch.Tensor]:
+    """Each gradient in the dtype of its input; an empty tensor where none is needed."""
+    return [
+        grad.to(tensor.dtype) if need else tensor.new_empty(0)
+        for grad, tensor, need in zip(found, inputs, needs, strict=True)
+    ]
+
+
+def empty_gradients(inputs: Sequence[torch.Tensor], needs: Sequence[bool]) -> list[torch.Tensor]:
+    """What `gradients_as` gives, without the numbers."""
+    return [
+        tensor.new_empty(tensor.shape if need else (0,))
+        for tensor, need in zip(inputs, needs, strict=True)
+    ]
 
 
 def check_tensors(
@@ -26,9 +52,12 @@ def check_tensors(
     letters: Mapping[str, str],
     at_least_one: str,
 ) -> None:
-    """Sizes by letter, dtypes and devices as the first tensor's; none of `at_least_one` is 0."""
+    """Sizes by letter, dtypes and devices as the first tensor's; none of `at_least_one` is 0.
+
+    A digit among the letters is the size itself.
+    """
     first = next(iter(tensors))
-    sizes: dict[str, int] = {}
+    sizes = {digit: int(digit) for digit in "".join(letters.values()) if digit.isdigit()}
     for name, tensor in tensors.items():
         shape = f"[{','.join(letters[name])}]"
         if tensor.ndim != len(letters[name]):

@@ -9,7 +9,14 @@ import torch
 
 from .. import _C
 from . import reference
-from .arguments import check_tensors, compute_dtype, in_compute_dtype
+from .arguments import (
+    check_tensors,
+    compute_dtype,
+    empty_gradients,
+    gradients_as,
+    in_compute_dtype,
+    numpy_arrays,
+)
 
 _LETTERS = {"tokens": "BTC", "filters": "KC", "maps": "KT"}
 
@@ -39,8 +46,7 @@ def _project(tokens: torch.Tensor, filters: torch.Tensor, maps: torch.Tensor) ->
     tensors = in_compute_dtype(tokens, filters, maps)
     if tokens.device.type != "cpu":
         return reference.factor_projection(*tensors)
-    arrays = [tensor.contiguous().numpy(force=True) for tensor in tensors]
-    return torch.from_numpy(_C.factor_projection_forward(*arrays))
+    return torch.from_numpy(_C.factor_projection_forward(*numpy_arrays(*tensors)))
 
 
 @torch.library.custom_op("brainfast::factor_projection_backward", mutates_args=())
@@ -59,13 +65,10 @@ def _project_backward(
     if tokens.device.type != "cpu":
         found = reference.factor_projection_backward(grad_output, *tensors)
     else:
-        arrays = [t.contiguous().numpy(force=True) for t in (grad_output, *tensors)]
+        arrays = numpy_arrays(grad_output, *tensors)
         results = _C.factor_projection_backward(*arrays, needs=tuple(needs))
         found = [None if array is None else torch.from_numpy(array) for array in results]
-    return [
-        grad.to(tensor.dtype) if need else tensor.new_empty(0)
-        for grad, tensor, need in zip(found, inputs, needs, strict=True)
-    ]
+    return gradients_as(found, inputs, needs)
 
 
 @_project.register_fake
@@ -76,10 +79,7 @@ def _(tokens: torch.Tensor, filters: torch.Tensor, maps: torch.Tensor) -> torch.
 @_project_backward.register_fake
 def _(grad_output: torch.Tensor, *others: Any) -> list[torch.Tensor]:
     *inputs, needs = others
-    return [
-        tensor.new_empty(tensor.shape if need else (0,))
-        for tensor, need in zip(inputs, needs, strict=True)
-    ]
+    return empty_gradients(inputs, needs)
 
 
 def _save(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:

@@ -10,6 +10,14 @@ import torch
 from .. import _C
 from ..errors import BrainfastError
 from . import factor_readout_cuda, reference
+from .arguments import (
+    check_tensors,
+    compute_dtype,
+    empty_gradients,
+    gradients_as,
+    in_compute_dtype,
+    numpy_arrays,
+)
 
 LETTERS = {
     "local": "BLDHW",
@@ -20,7 +28,6 @@ LETTERS = {
     "weight": "VD",
     "bias": "V",
 }
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def factor_readout(
@@ -70,10 +77,10 @@ def _readout(
             *(local, global_, space, layer, scale, weight, bias), align_corners=align_corners
         )
     check_finite(space)
-    tensors = _in_compute_dtype(local, global_, space, layer, scale, weight, bias)
+    tensors = in_compute_dtype(local, global_, space, layer, scale, weight, bias)
     if local.device.type != "cpu":
         return reference.factor_readout_cells(*tensors, align_corners=align_corners)
-    arrays = [tensor.contiguous().numpy(force=True) for tensor in tensors]
+    arrays = numpy_arrays(*tensors)
     return torch.from_numpy(_C.factor_readout_forward(*arrays, align_corners=align_corners))
 
 
@@ -93,7 +100,7 @@ def _readout_backward(
 ) -> list[torch.Tensor]:
     """Gradients in the order of the readout's arguments; an empty tensor where none is needed."""
     inputs = (local, global_, space, layer, scale, weight, bias)
-    tensors = _in_compute_dtype(*inputs[:-1])
+    tensors = in_compute_dtype(*inputs[:-1])
     grad_output = grad_output.to(tensors[0].dtype)
     found: Sequence[Any]
     if _on_cuda_kernels(local):
@@ -105,29 +112,23 @@ def _readout_backward(
             grad_output, *tensors, align_corners=align_corners
         )
     else:
-        arrays = [t.contiguous().numpy(force=True) for t in (grad_output, *tensors)]
+        arrays = numpy_arrays(grad_output, *tensors)
         results = _C.factor_readout_backward(
             *arrays, needs=tuple(needs), align_corners=align_corners
         )
         found = [None if array is None else torch.from_numpy(array) for array in results]
-    return [
-        grad.to(tensor.dtype) if need else tensor.new_empty(0)
-        for grad, tensor, need in zip(found, inputs, needs, strict=True)
-    ]
+    return gradients_as(found, inputs, needs)
 
 
 @_readout.register_fake
 def _(local: torch.Tensor, *others: torch.Tensor, align_corners: bool = False) -> torch.Tensor:
-    return local.new_empty((local.shape[0], others[-1].shape[0]), dtype=_compute_dtype(local))
+    return local.new_empty((local.shape[0], others[-1].shape[0]), dtype=compute_dtype(local))
 
 
 @_readout_backward.register_fake
 def _(grad_output: torch.Tensor, *others: Any, align_corners: bool = False) -> list[torch.Tensor]:
     *inputs, needs = others
-    return [
-        tensor.new_empty(tensor.shape if need else (0,))
-        for tensor, need in zip(inputs, needs, strict=True)
-    ]
+    return empty_gradients(inputs, needs)
 
 
 def _save(
@@ -157,57 +158,9 @@ def _on_cuda_kernels(local: torch.Tensor) -> bool:
     return factor_readout_cuda.usable(local.device)
 
 
-def _compute_dtype(tensor: torch.Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def _in_compute_dtype(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    dtype = _compute_dtype(tensors[0])
-    return [tensor.to(dtype) for tensor in tensors]
-
-
 def check_arguments(tensors: dict[str, torch.Tensor]) -> None:
     """Refuse ranks, sizes, dtypes and devices that do not fit together; names as in LETTERS."""
-    local = tensors["local"]
-    sizes: dict[str, int] = {"2": 2}
-    for name, tensor in tensors.items():
-        letters = LETTERS[name]
-        shape = f"[{','.join(letters)}]"
-        if tensor.ndim != len(letters):
-            raise BrainfastError(name, expected=shape, got=f"shape {list(tensor.shape)}")
-        for letter, size in zip(letters, tensor.shape, strict=True):
-            if sizes.setdefault(letter, size) != size:
-                raise BrainfastError(
-                    name,
-                    expected=f"{shape} with {letter}={sizes[letter]}",
-                    got=f"shape {list(tensor.shape)}",
-                )
-        _check_kind(name, tensor, local)
-    for letter in "LDHW":
-        if sizes[letter] == 0:
-            raise BrainfastError(
-                "local",
-                expected=f"at least one element along {letter} of [B,L,D,H,W]",
-                got=f"shape {list(local.shape)}",
-            )
-
-
-def _check_kind(name: str, tensor: torch.Tensor, local: torch.Tensor) -> None:
-    double = local.dtype == torch.float64
-    if tensor.dtype not in _DTYPES or (tensor.dtype == torch.float64) != double:
-        raise BrainfastError(
-            name,
-            expected="float64, as local is" if double else "float32, bfloat16 or float16",
-            got=str(tensor.dtype).removeprefix("torch."),
-            remedy="convert it with .double() or .float()",
-        )
-    if tensor.device != local.device:
-        raise BrainfastError(
-            name,
-            expected=f"a tensor on {local.device}, as local is",
-            got=f"one on {tensor.device}",
-            remedy=f"move it with .to({str(local.device)!r})",
-        )
+    check_tensors(tensors, LETTERS, at_least_one="LDHW")
 
 
 def check_finite(space: torch.Tensor) -> None:  # [V,2]

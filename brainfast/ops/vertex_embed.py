@@ -8,7 +8,7 @@ import torch
 
 from .. import _C
 from . import reference
-from .arguments import check_tensors, compute_dtype, in_compute_dtype
+from .arguments import check_tensors, compute_dtype, in_compute_dtype, numpy_arrays
 
 _LETTERS = {"latent": "BK", "weight": "VK", "bias": "V"}
 
@@ -39,8 +39,7 @@ def _embed(latent: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> to
     tensors = in_compute_dtype(latent, weight, bias)
     if latent.device.type != "cpu":
         return reference.vertex_embed(*tensors)
-    arrays = [tensor.contiguous().numpy(force=True) for tensor in tensors]
-    return torch.from_numpy(_C.vertex_embed_forward(*arrays))
+    return torch.from_numpy(_C.vertex_embed_forward(*numpy_arrays(*tensors)))
 
 
 @_embed.register_fake
