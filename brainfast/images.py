@@ -305,21 +305,29 @@ def _resize(image: Bytes, preprocessing: Preprocessing) -> Bytes:
 
 
 def _sample(values: Floats, size: int, axis: int, interpolation: str) -> Floats:
-    """Sample one axis with the plain kernel at pixel centres (align_corners=False)."""
-    old = values.shape[axis]
-    centre = (np.arange(size) + 0.5) * (old / size) - 0.5
+    shape = [1, 1, 1]
+    shape[axis] = size
+    result: Floats = np.zeros((), np.float32)
+    for pixel, weight in sampling_weights(values.shape[axis], size, interpolation):
+        result = result + np.take(values, pixel, axis=axis) * weight.reshape(shape)
+    return result
+
+
+def sampling_weights(
+    source: int, size: int, interpolation: str
+) -> Iterator[tuple[npt.NDArray[np.int64], Floats]]:
+    """(pixel [size], weight [size]) of every tap of the plain kernel along one axis.
+
+    Pixels are sampled at their centres (align_corners=False); the border is repeated.
+    """
+    centre = (np.arange(size) + 0.5) * (source / size) - 0.5
     reach = 1 if interpolation == "bilinear" else 2
     if reach == 1:
         centre = np.maximum(centre, 0)
     base = np.floor(centre).astype(np.int64)
-    shape = [1, 1, 1]
-    shape[axis] = size
-    result: Floats = np.zeros((), np.float32)
     for offset in range(1 - reach, reach + 1):
         weight = _kernel(np.abs(centre - base - offset), interpolation).astype(np.float32)
-        taken = np.take(values, np.clip(base + offset, 0, old - 1), axis=axis)
-        result = result + taken * weight.reshape(shape)
-    return result
+        yield np.clip(base + offset, 0, source - 1), weight
 
 
 def _kernel(distance: npt.NDArray[np.float64], interpolation: str) -> npt.NDArray[np.float64]:

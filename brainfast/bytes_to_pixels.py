@@ -1,0 +1,72 @@
+"""Preprocessing as a torch module of constants: for a GPU, and for graphs that are exported."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from .images import Preprocessing
+from .resize_weights import UNIT, fixed_point_weights, plain_weights
+
+# A weight is high * DIGIT + low, both of 11 bits at most and their sums below 2^24: every product
+# and every sum is then exact in float32, and on tensor cores in TF32 as well.
+DIGIT = 1 << 12
+EXACT = 1 << 24
+
+
+class BytesToPixels(nn.Module):
+    """pixels = (resize(bytes) / 255 - mean) / std: what `images.preprocess` does, on any device.
+
+    The resize is two products with constant matrices, of images of one `source` size (H, W). With
+    antialias it gives Pillow's bits as long as `exact`, which holds up to an 8-fold reduction for
+    bicubic; else, a byte that lies between two may come out as its neighbour.
+    """
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, source: tuple[int, int], preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.source, self.size = source, preprocessing.size
+        self.fixed_point = preprocessing.antialias or preprocessing.interpolation == "nearest"
+        self.exact = self.fixed_point
+        for axis, name in enumerate(("rows", "columns")):
+            self.register_buffer(name, self._weights(axis, preprocessing.interpolation))
+        for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None])
+
+    def forward(
+        self,
+        images: torch.Tensor,  # [B,H0,W0,3], uint8
+    ) -> torch.Tensor:  # [B,3,H,W], float32
+        values = images.permute(0, 3, 1, 2).to(torch.float32)
+        if self.fixed_point:
+            values = _rounded(values @ self.columns[0], values @ self.columns[1])
+            values = _rounded(self.rows[0] @ values, self.rows[1] @ values)
+        else:
+            values = (self.rows[0] @ values) @ self.columns[0]
+            values = torch.clamp(torch.round(values), 0, 255)
+        return (values / 255 - self.mean) / self.std
+
+    def _weights(self, axis: int, interpolation: str) -> torch.Tensor:
+        """[digits, H, H0] of the rows, [digits, W0, W] of the columns."""
+        source, size = self.source[axis], self.size[axis]
+        if self.fixed_point:
+            weights = fixed_point_weights(source, size, interpolation)
+            high = (weights + DIGIT // 2) // DIGIT
+            digits = np.stack([high, weights - high * DIGIT])
+            self.exact = self.exact and bool((255 * np.abs(digits).sum(axis=2) < EXACT).all())
+        else:
+            digits = plain_weights(source, size, interpolation)[None]
+        if axis == 1:
+            digits = digits.swapaxes(1, 2)
+        return torch.from_numpy(np.ascontiguousarray(digits, dtype=np.float32))
+
+
+def _rounded(high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+    """clip((high * DIGIT + low + UNIT / 2) // UNIT) in steps that float32 holds exactly."""
+    unit = UNIT // DIGIT
+    return torch.clamp(torch.floor((high + unit // 2 + torch.floor(low / DIGIT)) / unit), 0, 255)
