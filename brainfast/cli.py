@@ -11,9 +11,9 @@ import typer
 from .boundary import run
 from .cli_captions import captions
 from .cli_import import import_model
-from .cli_options import Json, ModelFolder, Part, What, image_paths, numbers
+from .cli_options import Json, ModelFolder, Part, What, check_sole, image_paths, numbers
 from .cli_predict import predict
-from .cli_scores import check_sole, evaluate, kept_r2
+from .cli_scores import evaluate, kept_r2
 from .cli_train import adapt, train
 from .errors import BrainfastError
 from .files import check_writable

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .card import Card
 from .errors import BrainfastError
 from .files import check_writable
 
@@ -198,3 +199,11 @@ def scores_folder(model: Path, split: str, subject: str | None = None) -> Path:
             remedy=f"run 'brainfast evaluate {model} DATA --split {split}' first",
         )
     return folder
+
+
+def check_sole(card: Card, subject: str | list[str] | None) -> None:
+    """Refuse `--subject` for a model that has no subjects to choose from."""
+    if subject is not None and not card.subjects:
+        raise BrainfastError(
+            "--subject", expected="a model of several subjects", got="a model of one"
+        )

@@ -18,11 +18,11 @@ from .cli_options import (
     Precision,
     RuntimeName,
     check_outputs,
+    check_sole,
     check_submission,
     image_paths,
     names,
 )
-from .errors import BrainfastError
 
 
 def predict(
@@ -83,13 +83,11 @@ def _respond(
     model: Path, paths: list[Path], subjects: list[str] | None, options: dict[str, Any]
 ) -> Mapping[str, Any]:
     """A Response by subject; under "" where the model has one subject only."""
-    if not Card.read(model).subjects:
+    card = Card.read(model)
+    check_sole(card, subjects)
+    if not card.subjects:
         from .engine import Engine
 
-        if subjects is not None:
-            raise BrainfastError(
-                "--subject", expected="a model of several subjects", got="a model of one"
-            )
         return {"": Engine.load(model, **options).predict(paths)}
     from .group_engine import GroupEngine
 

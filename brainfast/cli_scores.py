@@ -22,6 +22,7 @@ from .cli_options import (
     PartOption,
     Quiet,
     Surface,
+    check_sole,
     names,
     open_data,
     open_group,
@@ -154,14 +155,6 @@ def kept_r2(model: Path, card: Card, split: str, subject: str | None) -> KeptR2:
         scores = _without_maps(model, split, [str(owner)])[str(owner)]
         return KeptR2(scores.r2, space, f"R2 without subject maps, {split}")
     return KeptR2(Scores.load(scores_folder(model, split, subject)).r2, space, f"R2, {split}")
-
-
-def check_sole(card: Card, subject: str | None) -> None:
-    """Refuse `--subject` for a model that has no subjects to choose from."""
-    if subject is not None and not card.subjects:
-        raise BrainfastError(
-            "--subject", expected="a model of several subjects", got="a model of one"
-        )
 
 
 def print_scores(scores: Any, space: Any, as_json: bool = False) -> None:

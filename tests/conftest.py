@@ -1,17 +1,21 @@
-"""Small groups of subjects for the tests of models that have several."""
+"""Small groups of subjects, and a small model on disk, for tests in several files."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
+from brainfast import demo
 from brainfast.data import Arrays, Group
 from brainfast.training import GroupRecipe
 from brainfast.vertex_space import VertexSpace
+from command_line import HOW, RECIPE, TRUNK, Place, V, brainfast
 
 # Hypothesis fails a test that takes 200 ms, which a busy machine makes of any.
 settings.register_profile("untimed", deadline=None)
@@ -94,3 +98,25 @@ def fit_tiny(make_group: Callable[..., Group], tiny_recipe: GroupRecipe) -> Call
         return fit_group(**(given | options))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A simulated subject and a model of it, both small."""
+    root = tmp_path_factory.mktemp("cli")
+    subject = root / "subj01"
+    trunk = demo.demo_trunk(pretrained=False, seed=0)
+    demo.simulate(subject, trunk, n_images=60, vertices=V, progress=False)
+    done = brainfast("train", subject, "--out", root / "model", *TRUNK, *RECIPE, *HOW, "--onnx")
+    assert done.code == 0, done.err
+    assert done.err == ""
+    assert done.out.splitlines()[-1] == f"model: {root / 'model'}"
+    return Place(root, subject, root / "model")
+
+
+@pytest.fixture
+def copy(place: Place, tmp_path: Path) -> Place:
+    """The same, to be spoilt."""
+    shutil.copytree(place.subject, tmp_path / "subj01")
+    shutil.copytree(place.model, tmp_path / "model")
+    return Place(tmp_path, tmp_path / "subj01", tmp_path / "model")

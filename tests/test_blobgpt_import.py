@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import os
-import signal
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
-import typer
 from PIL import Image
 from torch.nn.functional import batch_norm
 
 from brainfast.blobgpt_import import import_blobgpt
-from brainfast.boundary import run
-from brainfast.cli_import import import_model
 from brainfast.data import Arrays, Group
 from brainfast.errors import BrainfastError
 from brainfast.files import load_tensors
 from brainfast.group_encoder import GroupEncoder
 from brainfast.vertex_space import VertexSpace
+from command_line import brainfast
 
 TRUNK, LAYERS = "eva02_tiny_patch14_224", (0, 2)
 T, C, K, R, S = 257, 192, 8, 5, 3
@@ -352,25 +346,6 @@ def test_other_files_are_refused(write, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def command(*arguments: object) -> tuple[int, str, str]:
-    """`brainfast import ARGUMENTS` in this process."""
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    app.command(name="import")(import_model)
-    out, err = io.StringIO(), io.StringIO()
-    stops = (signal.SIGINT, signal.SIGTERM)
-    before = sys.argv, [signal.getsignal(number) for number in stops]
-    sys.argv = ["brainfast", "import", *map(str, arguments)]
-    try:
-        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as done:
-            run(app)
-    finally:
-        sys.argv = before[0]
-        for number, handler in zip(stops, before[1], strict=True):
-            signal.signal(number, handler)
-    return int(done.value.code or 0), out.getvalue(), err.getvalue()
-
-
 def write_algonauts(folder: Path, lh: list[int], rh: list[int]) -> Path:
     """As much of a subject's folder as is read."""
     training = folder / "training_split"
@@ -391,7 +366,7 @@ def write_algonauts(folder: Path, lh: list[int], rh: list[int]) -> Path:
 def test_the_command_writes_a_model_and_says_so(write, tmp_path):
     subject = write_algonauts(tmp_path / "subj02", LH, RH)
     options = ("--trunk", TRUNK, "--layers", "0,2", "--out", tmp_path / "model")
-    code, out, err = command(write(), subject, *options)
+    code, out, err = brainfast("import", write(), subject, *options)
     assert (code, err) == (0, "")
     assert out == f"imported subj02: 9 vertices on fsaverage, epoch 4; model: {tmp_path}/model\n"
     found = GroupEncoder.load(tmp_path / "model")
@@ -411,7 +386,7 @@ def test_the_command_tells_mistakes_in_one_line(write, tmp_path):
         (tmp_path / "none.pt", *options),
         (write(), *options[:-1], tmp_path),
     ):
-        code, out, err = command(*arguments)
+        code, out, err = brainfast("import", *arguments)
         assert (code, out) == (2, "")
         assert err.startswith("brainfast: ")
         assert err.count("\n") == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from ..errors import BrainfastError
 from ..folded_blobgpt import GROUP, BlobProjection, FoldedBlobGPT, is_subject_name
 from ..ops import factor_projection, reference
 from ..tokens import Tokens
+from .parameters import as_float32, uniform
 
 
 class BlobGPTConfig(BaseModel):
@@ -71,13 +71,13 @@ class BlobGPT(nn.Module):
         self.register_buffer("weight", weight.float(), persistent=False)
         self.register_buffer("bias", bias.float(), persistent=False)
         latent, components = config.latent, config.components
-        self.filters = nn.ParameterList(_uniform(latent, c, fan_in=c) for c in channels)
-        self.maps = nn.ParameterList(_uniform(latent, t, fan_in=t) for t in config.tokens)
+        self.filters = nn.ParameterList(uniform(latent, c, fan_in=c) for c in channels)
+        self.maps = nn.ParameterList(uniform(latent, t, fan_in=t) for t in config.tokens)
         self.norms = nn.ModuleList(nn.BatchNorm1d(latent) for _ in channels)
-        self.shared = _uniform(components, latent, fan_in=latent)
+        self.shared = uniform(components, latent, fan_in=latent)
         subjects = len(config.subjects)
-        self.subject_weight = _uniform(subjects, components, latent, fan_in=latent)
-        self.subject_bias = _uniform(subjects, components, fan_in=latent)
+        self.subject_weight = uniform(subjects, components, latent, fan_in=latent)
+        self.subject_bias = uniform(subjects, components, fan_in=latent)
 
     @property
     def V(self) -> int:
@@ -158,13 +158,13 @@ class BlobGPT(nn.Module):
             assert norm.running_mean is not None
             gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
             share = gain / len(self.filters)
-            filters.append(_numpy(matrix.double() * share[:, None]))
+            filters.append(as_float32(matrix.double() * share[:, None]))
             shift = norm.bias.double() / len(self.filters) - share * norm.running_mean.double()
             offset = offset.to(shift.device) + shift
         return BlobProjection(
             filters=tuple(filters),
-            maps=tuple(_numpy(matrix) for matrix in self.maps),
-            latent_bias=_numpy(offset),
+            maps=tuple(as_float32(matrix) for matrix in self.maps),
+            latent_bias=as_float32(offset),
             layers=self.layers,
             grids=self.config.grids,
             class_token=self.config.class_token,
@@ -192,8 +192,8 @@ class BlobGPT(nn.Module):
                 offset = offset + mean
         return FoldedBlobGPT(
             projection=self.fold() if projection is None else projection,
-            weight=_numpy(basis @ activity),
-            bias=_numpy(offset),
+            weight=as_float32(basis @ activity),
+            bias=as_float32(offset),
         )
 
     @torch.no_grad()
@@ -246,16 +246,6 @@ def flatten_tokens(
     if not class_token:
         return patches.contiguous()
     return torch.cat([global_[:, None], patches], dim=1)
-
-
-def _uniform(*shape: int, fan_in: int) -> nn.Parameter:
-    bound = 1.0 / math.sqrt(fan_in)
-    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))
-
-
-def _numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.detach().float().cpu().contiguous().numpy()
-    return array.copy()
 
 
 def _check_construction(

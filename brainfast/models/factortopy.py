@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +16,7 @@ from ..errors import BrainfastError
 from ..folded import FoldedFactorTopy
 from ..ops import FactorReadoutWorkspace, factor_readout
 from ..tokens import Tokens, downsample
+from .parameters import as_float32, uniform
 
 FREQUENCIES = 32
 ENCODING = 3 * FREQUENCIES * 2
@@ -129,15 +129,15 @@ class FactorTopy(nn.Module):
         self.register_buffer("encoding", positional_encoding(coordinates), persistent=False)
         self._make_selectors()
         dim, vertices = self.config.dim, len(coordinates)
-        self.bottleneck_local = nn.ParameterList(_linear(dim, c, fan_in=c) for c in channels)
+        self.bottleneck_local = nn.ParameterList(uniform(dim, c, fan_in=c) for c in channels)
         if self.config.bottleneck == "dual":
-            self.bottleneck_global = nn.ParameterList(_linear(dim, c, fan_in=c) for c in channels)
+            self.bottleneck_global = nn.ParameterList(uniform(dim, c, fan_in=c) for c in channels)
         for index, count in enumerate(channels):
             for scale in ("local", "global"):
                 self.register_buffer(f"mean_{scale}_{index}", torch.zeros(count))
                 self.register_buffer(f"std_{scale}_{index}", torch.ones(count))
-        self.weight = _linear(vertices * self.config.samples, dim, fan_in=dim)
-        self.bias = nn.Parameter(_linear(vertices * self.config.samples, 1, fan_in=dim)[:, 0])
+        self.weight = uniform(vertices * self.config.samples, dim, fan_in=dim)
+        self.bias = uniform(vertices * self.config.samples, fan_in=dim)
         self._head_precision: Literal["fp32", "bf16"] = "fp32"
         self._workspaces: list[FactorReadoutWorkspace] = []
 
@@ -223,11 +223,11 @@ class FactorTopy(nn.Module):
         local = [self._fold_bottleneck("local", i) for i in range(len(self.layers))]
         global_ = [self._fold_bottleneck("global", i) for i in range(len(self.layers))]
         return FoldedFactorTopy(
-            space=_numpy(selectors.space),
-            layer=_numpy(selectors.layer),
-            scale=_numpy(selectors.scale),
-            weight=_numpy(self.weight / samples),
-            bias=_numpy(self.bias / samples),
+            space=as_float32(selectors.space),
+            layer=as_float32(selectors.layer),
+            scale=as_float32(selectors.scale),
+            weight=as_float32(self.weight / samples),
+            bias=as_float32(self.bias / samples),
             bottleneck_local=tuple(matrix for matrix, _ in local),
             bottleneck_global=tuple(matrix for matrix, _ in global_),
             offset_local=np.stack([offset for _, offset in local]),
@@ -287,7 +287,7 @@ class FactorTopy(nn.Module):
         if self.config.standardize:
             folded = folded / self.get_buffer(f"std_{scale}_{index}").double()
             offset = -folded @ self.get_buffer(f"mean_{scale}_{index}").double()
-        return _numpy(folded), _numpy(offset)
+        return as_float32(folded), as_float32(offset)
 
 
 def _spread_samples(selector: nn.Module) -> None:
@@ -295,16 +295,6 @@ def _spread_samples(selector: nn.Module) -> None:
     for parameter in selector.parameters():
         last = parameter
     nn.init.normal_(last, std=0.02)
-
-
-def _linear(rows: int, columns: int, fan_in: int) -> nn.Parameter:
-    bound = 1.0 / math.sqrt(fan_in)
-    return nn.Parameter(torch.empty(rows, columns).uniform_(-bound, bound))
-
-
-def _numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.detach().float().cpu().contiguous().numpy()
-    return array.copy()
 
 
 def _check_construction(

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import nn
 from torch.nn.functional import linear, normalize
 
-from .blobgpt import BlobGPT, BlobGPTConfig, _uniform
+from .blobgpt import BlobGPT, BlobGPTConfig
+from .parameters import uniform
 
 
 class LlmVemConfig(BlobGPTConfig):
@@ -39,7 +40,7 @@ class LlmVem(BlobGPT):
         bias: torch.Tensor,  # [V]
     ) -> None:
         super().__init__(channels, layers, config, weight, bias)
-        self.text = _uniform(config.text_dim, config.latent, fan_in=config.latent)
+        self.text = uniform(config.text_dim, config.latent, fan_in=config.latent)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
 
     def similarities(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..data.group import Group
+from ..data.group import Group, Pictures
 from ..data.token_cache import TokenCache
 from ..errors import BrainfastError
 from ..images import as_images
@@ -68,27 +68,6 @@ class FixedViews(Sequence[Any]):
         return np.ascontiguousarray(random_crop(image, self._scale, rng))
 
 
-class _Joined(Sequence[Any]):
-    def __init__(self, *parts: Sequence[Any]) -> None:
-        self._parts = parts
-
-    def __len__(self) -> int:
-        return sum(len(part) for part in self._parts)
-
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Any]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        for part in self._parts:
-            if index < len(part):
-                return part[index]
-            index -= len(part)
-        raise IndexError(index)
-
-
 def cache_tokens(
     data: Group,
     trunk: Trunk,
@@ -104,22 +83,23 @@ def cache_tokens(
     Every image is computed once, whoever saw it, on the trunk's own grid in bfloat16. The space is
     told before the work starts; where the disk has less, it is a BrainfastError.
     """
-    if len(set(trunk.grids)) > 1:
+    grid, *others = set(trunk.grids)
+    if others:
         raise BrainfastError(
             "cache_tokens", expected="a trunk with one token grid", got=f"grids {trunk.grids}"
         )
     train, train_rows = data.train.unique_images()
     validation, validation_rows = data.val.unique_images()
-    images = _Joined(FixedViews(train, recipe.crop_scale, seed), validation)
+    parts = (FixedViews(train, recipe.crop_scale, seed), validation)
+    sizes = [len(part) for part in parts]
+    images = Pictures(parts, np.repeat([0, 1], sizes), np.concatenate([*map(np.arange, sizes)]))
     if ranks.first:
         _announce(len(images), trunk, folder, progress)
-        TokenCache.build(
-            folder, trunk, images, grid=trunk.grids[0], dtype="bf16", progress=progress
-        )
+        TokenCache.build(folder, trunk, images, grid=grid, dtype="bf16", progress=progress)
     ranks.wait()
     owners = data.val.subject_index
     return GroupTokens(
-        TokenCache.open(folder, trunk=trunk, grid=trunk.grids[0], dtype="bf16"),
+        TokenCache.open(folder, trunk=trunk, grid=grid, dtype="bf16"),
         train_rows,
         {
             name: len(train) + validation_rows[owners == number]

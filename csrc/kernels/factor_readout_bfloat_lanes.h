@@ -1,7 +1,7 @@
 // Packing tokens as bfloat16, on vectors of 16 numbers.
 #pragma once
 
-#include "bfloat16_lanes.h"
+#include "bfloat16_rows.h"
 #include "factor_readout_bfloat_kernels.h"
 #include "factor_readout_lanes.h"
 
@@ -47,15 +47,10 @@ BRAINFAST_INLINE void transpose_words(Words (&row)[16]) {
 // Channels `channel`.. of one vertex: word `i` holds channels 2i and 2i + 1, zeros from `channels`
 // on.
 BRAINFAST_INLINE Words pair_of_channels(const float* from, int64_t channels, int part) {
-  using Mask [[maybe_unused]] = Words;
   if (channels < 2 * kPairs) return pair_of_row(from, channels > 0 ? channels : 0, part);
-  const Words first = upper_part(*reinterpret_cast<const LooseFloats*>(from), part);
-  const Words second = upper_part(*reinterpret_cast<const LooseFloats*>(from + kVector), part);
-  const Words even = BRAINFAST_SHUFFLE(Mask, first, second, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20,
-                                       22, 24, 26, 28, 30);
-  const Words odd = BRAINFAST_SHUFFLE(Mask, first, second, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21,
-                                      23, 25, 27, 29, 31);
-  return pair(even, odd);
+  const Floats first = *reinterpret_cast<const LooseFloats*>(from);
+  const Floats second = *reinterpret_cast<const LooseFloats*>(from + kVector);
+  return pairs_of_row(first, second, part);
 }
 
 inline void pack_weight_pairs(const BFloatView& view, int64_t group, const float* weight,

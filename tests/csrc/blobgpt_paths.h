@@ -11,11 +11,7 @@
 #include "expect.h"
 #include "kernels/bfloat16.h"
 #include "runtime/cpu_features.h"
-
-#if defined(BRAINFAST_AMX_KERNELS) && defined(__linux__)
-#include "emulate_amx.h"
-#define BRAINFAST_TRAPS_AMX 1
-#endif
+#include "trapped_amx.h"
 
 namespace brainfast {
 
@@ -52,13 +48,7 @@ void each_path(F&& f) {
     std::vector<Isa> isas = supported_isas(precision);
     if (precision != Precision::fp32) isas.push_back(Isa::amx_emulated);
 #if defined(BRAINFAST_TRAPS_AMX)
-    const auto runs = [&](Isa isa) {
-      return std::find(isas.begin(), isas.end(), isa) != isas.end();
-    };
-    if (precision != Precision::fp32 && runs(Isa::avx512) && !runs(Isa::amx)) {
-      trapped_amx::install();
-      isas.push_back(Isa::amx);
-    }
+    if (precision != Precision::fp32 && traps_amx()) isas.push_back(Isa::amx);
 #endif
     for (Isa isa : isas) f(precision, isa);
 #if defined(BRAINFAST_TRAPS_AMX)

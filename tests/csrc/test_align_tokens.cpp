@@ -1,7 +1,6 @@
 #include "kernels/align_tokens.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstdio>
@@ -11,26 +10,12 @@
 #include <utility>
 #include <vector>
 
+#include "count_allocations.h"
 #include "expect.h"
 #include "runtime/cpu_features.h"
 #include "runtime/thread_pool.h"
 
 using namespace brainfast;
-
-static std::atomic<int> allocations{0};
-
-extern "C" {
-void* __real_aligned_alloc(std::size_t alignment, std::size_t size);
-void* __wrap_aligned_alloc(std::size_t alignment, std::size_t size) {
-  ++allocations;
-  return __real_aligned_alloc(alignment, size);
-}
-void* __real__Znwm(std::size_t size);
-void* __wrap__Znwm(std::size_t size) {
-  ++allocations;
-  return __real__Znwm(size);
-}
-}
 
 namespace {
 

@@ -1,7 +1,6 @@
 // The plan with bfloat16 operands: every path against loops in double over the same operands, and
 // no allocation once a plan has run.
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstdio>
@@ -9,34 +8,16 @@
 #include <thread>
 #include <vector>
 
+#include "count_allocations.h"
 #include "expect.h"
 #include "kernels/bfloat16.h"
 #include "kernels/factor_readout.h"
 #include "naive_readout.h"
 #include "runtime/cpu_features.h"
 #include "runtime/thread_pool.h"
-
-#if defined(BRAINFAST_AMX_KERNELS) && defined(__linux__)
-#include "emulate_amx.h"
-#define BRAINFAST_TRAPS_AMX 1
-#endif
+#include "trapped_amx.h"
 
 using namespace brainfast;
-
-static std::atomic<int> allocations{0};
-
-extern "C" {
-void* __real_aligned_alloc(std::size_t alignment, std::size_t size);
-void* __wrap_aligned_alloc(std::size_t alignment, std::size_t size) {
-  ++allocations;
-  return __real_aligned_alloc(alignment, size);
-}
-void* __real__Znwm(std::size_t size);
-void* __wrap__Znwm(std::size_t size) {
-  ++allocations;
-  return __real__Znwm(size);
-}
-}
 
 namespace {
 
@@ -131,12 +112,7 @@ void test_two_plans_at_once(Precision precision, Isa isa) {
 // The object with AMX instructions, where the processor runs what surrounds them.
 void test_trapped_amx() {
 #if defined(BRAINFAST_TRAPS_AMX)
-  const auto runs = [](Isa isa) {
-    const std::vector<Isa> isas = supported_isas(Precision::bf16);
-    return std::find(isas.begin(), isas.end(), isa) != isas.end();
-  };
-  if (!runs(Isa::avx512) || runs(Isa::amx)) return;
-  trapped_amx::install();
+  if (!traps_amx()) return;
   for (Precision precision : {Precision::bf16, Precision::bf16x3}) {
     for (const Case& test : kCases) test_plan(test, precision, Isa::amx);
     test_later_calls_allocate_nothing(precision, Isa::amx);

@@ -1,40 +1,21 @@
 // Training steps on a workspace: every path and precision against loops in double, points that move
 // from step to step, and no allocation once a size has been seen.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
 #include <vector>
 
+#include "count_allocations.h"
 #include "expect.h"
 #include "kernels/factor_readout_workspace.h"
 #include "naive_readout.h"
 #include "runtime/cpu_features.h"
 #include "runtime/thread_pool.h"
-
-#if defined(BRAINFAST_AMX_KERNELS) && defined(__linux__)
-#include "emulate_amx.h"
-#define BRAINFAST_TRAPS_AMX 1
-#endif
+#include "trapped_amx.h"
 
 using namespace brainfast;
-
-static std::atomic<int> allocations{0};
-
-extern "C" {
-void* __real_aligned_alloc(std::size_t alignment, std::size_t size);
-void* __wrap_aligned_alloc(std::size_t alignment, std::size_t size) {
-  ++allocations;
-  return __real_aligned_alloc(alignment, size);
-}
-void* __real__Znwm(std::size_t size);
-void* __wrap__Znwm(std::size_t size) {
-  ++allocations;
-  return __real__Znwm(size);
-}
-}
 
 namespace {
 
@@ -216,12 +197,7 @@ void test_path(Path path) {
 // The object with AMX instructions, where the processor runs what surrounds them.
 void test_trapped_amx() {
 #if defined(BRAINFAST_TRAPS_AMX)
-  const auto runs = [](Isa isa) {
-    const std::vector<Isa> isas = supported_isas(Precision::bf16);
-    return std::find(isas.begin(), isas.end(), isa) != isas.end();
-  };
-  if (!runs(Isa::avx512) || runs(Isa::amx)) return;
-  trapped_amx::install();
+  if (!traps_amx()) return;
   test_path({Precision::bf16, Isa::amx});
   EXPECT(trapped_amx::dots > 0);
   EXPECT(trapped_amx::configured == trapped_amx::released);
