@@ -145,6 +145,11 @@ class Card(_Strict):
     licence: str = "not stated"
     citation: str = ""
 
+    def credited(self, licence: str | None = None, citation: str | None = None) -> Card:
+        """The card with a licence and a citation, where they are given."""
+        given = {"licence": licence, "citation": citation}
+        return self.model_copy(update={k: v for k, v in given.items() if v is not None})
+
     def write(self, folder: Path) -> None:
         """Write `config.json` into `folder`, atomically."""
         write_json(folder / CARD_FILE, self.model_dump(mode="json"))

@@ -58,8 +58,12 @@ def train(
     random_trunk: Annotated[
         bool, typer.Option("--random-trunk", help="Random trunk weights: for trials only.")
     ] = False,
-    recipe: Annotated[str, typer.Option(help="paper or demo.")] = "paper",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs (factortopy).")] = None,
+    recipe: Annotated[
+        str, typer.Option(help="paper, demo, or a .json file such as a model's config.json.")
+    ] = "paper",
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the data; factortopy may stop early.")
+    ] = None,
     phase: Annotated[int, typer.Option(min=1, max=2, help="1: head, 2: trunk too (blobgpt).")] = 1,
     start: Annotated[
         Path | None, typer.Option("--from", help="Model of phase 1 that phase 2 goes on from.")
@@ -77,23 +81,25 @@ def train(
     ] = False,
     split: Annotated[SplitKind, typer.Option(help="Of several subjects.")] = SplitKind.by_image,
     missing: Annotated[Missing, typer.Option(help="Vertices a subject lacks.")] = Missing.mask,
-    surface: Annotated[Surface, typer.Option(help="Surface of the coordinates.")] = (
-        Surface.inflated
-    ),
+    surface: Annotated[
+        Surface | None, typer.Option(help="Of the coordinates (inflated; factortopy).")
+    ] = None,
     coordinates: Coordinates = None,
     ncsnr: Ncsnr = None,
     groups: Groups = None,
     work: Annotated[
         Path | None, typer.Option(help="Folder for tokens and checkpoints (OUT.work).")
     ] = None,
-    cache_dtype: Annotated[Precision, typer.Option(help="Precision of cached tokens.")] = (
-        Precision.bf16
-    ),
+    cache_dtype: Annotated[
+        Precision | None, typer.Option(help="Of cached tokens (bf16; factortopy).")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of split, initial weights and order.")] = 0,
     device: Annotated[Device, typer.Option(help="Where to train.")] = Device.auto,
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Add trunk.onnx: serves without torch.")
     ] = False,
+    licence: Annotated[str | None, typer.Option(help="Of the model, for its card.")] = None,
+    citation: Annotated[str | None, typer.Option(help="Of the model, for its card.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a model on one subject, or one of several; run it again to go on after a stop."""
@@ -112,10 +118,13 @@ def train(
     }
     if trunk is not None:
         shared["trunk"] = trunk
+    credit = {"licence": licence, "citation": citation}
     from .models.registry import has_subjects
 
     if has_subjects(model):
-        _refuse(model, epochs=epochs, coordinates=coordinates)
+        _refuse(model, coordinates=coordinates, surface=surface, cache_dtype=cache_dtype)
+        if steps is not None:
+            _refuse(f"{model} without --steps", epochs=epochs)
         if start is not None:
             _refuse(
                 f"{model} in phase 1",
@@ -124,15 +133,16 @@ def train(
                 weights=weights,
                 random_trunk=random_trunk or None,
             )
+        changes = {"steps": steps, "epochs": epochs, "batch": batch, "micro_batch": micro_batch}
+        changes["cache_tokens"] = cache_tokens or None
+        chosen = _group_recipe(model, phase, recipe, changes)
         group = open_group(
             data,
             {"split": split.value, "missing": missing.value, "seed": seed},
             ncsnr=ncsnr,
             groups=groups,
         )
-        changes = {"steps": steps, "batch": batch, "micro_batch": micro_batch}
-        changes["cache_tokens"] = cache_tokens or None
-        _train_group(model, group, out, phase, recipe, start, text, changes, shared, onnx)
+        _train_group(model, phase, group, out, chosen, start, text, shared, credit, onnx)
         return
     _refuse(
         model,
@@ -141,14 +151,19 @@ def train(
         batch=batch,
         text=text,
         micro_batch=micro_batch,
+        cache_tokens=cache_tokens or None,
+        split=None if split is SplitKind.by_image else split,
+        missing=None if missing is Missing.mask else missing,
         **{"from": start},
     )
     if len(data) > 1:
         raise BrainfastError(
             "data", expected=f"one folder for {model}", got=f"{len(data)}", remedy="train each"
         )
-    subject = open_data(data[0], surface, coordinates, ncsnr, groups, seed)
-    _train_one(model, subject, out, recipe, epochs, cache_dtype.value, shared, onnx)
+    single = _recipe(recipe, epochs)
+    subject = open_data(data[0], surface or Surface.inflated, coordinates, ncsnr, groups, seed)
+    shared["cache_dtype"] = (cache_dtype or Precision.bf16).value
+    _train_one(model, subject, out, single, shared, credit, onnx)
 
 
 def adapt(
@@ -164,6 +179,10 @@ def adapt(
     """Add a new subject to a model of several: a map of its own in seconds, all else frozen."""
     out = out.resolve()
     check_replaceable(out, CARD_FILE)
+    if out == model.resolve():
+        raise BrainfastError(
+            "--out", expected="another folder than the model's, whose scores would go", got=str(out)
+        )
     from .group_encoder import GroupEncoder
     from .training import add_subject
 
@@ -198,26 +217,36 @@ def adapt(
     typer.echo(f"model: {out}")
 
 
+def _recipe(recipe: str, epochs: int | None) -> Any:
+    from .training.recipes import find_recipe
+
+    chosen = find_recipe(recipe)
+    return chosen if epochs is None else chosen.model_copy(update={"max_epochs": epochs})
+
+
+def _group_recipe(model: str, phase: int, recipe: str, changes: dict[str, Any]) -> Any:
+    from .training.group_recipes import find_group_recipe
+
+    given = {name: value for name, value in changes.items() if value is not None}
+    return find_group_recipe(model, phase, recipe).changed(given)
+
+
 def _train_one(
     model: str,
     subject: Any,
     out: Path,
-    recipe: str,
-    epochs: int | None,
-    cache_dtype: Any,
+    recipe: Any,
     shared: dict[str, Any],
+    credit: dict[str, str | None],
     onnx: bool,
 ) -> None:
     from .training import fit
-    from .training.recipes import find_recipe
 
-    chosen = find_recipe(recipe)
-    if epochs is not None:
-        chosen = chosen.model_copy(update={"max_epochs": epochs})
     shared.setdefault("trunk", "vit_base_patch16_clip_224.datacompxl")
     with resumable(_where(shared["work"])):
-        encoder = fit(model, subject, recipe=chosen, cache_dtype=cache_dtype, **shared)
+        encoder = fit(model, subject, recipe=recipe, **shared)
     scores = encoder.evaluate(subject.heldout, progress=shared["progress"])
+    encoder.card = encoder.card.credited(**credit)
     encoder.save(out, onnx=onnx)
     scores.save(out / "scores" / "heldout")
     print_scores(scores, subject.space)
@@ -226,36 +255,33 @@ def _train_one(
 
 def _train_group(
     model: str,
+    phase: int,
     group: Any,
     out: Path,
-    phase: int,
-    recipe: str,
+    recipe: Any,
     start: Path | None,
     text: Path | None,
-    changes: dict[str, Any],
     shared: dict[str, Any],
+    credit: dict[str, str | None],
     onnx: bool,
 ) -> None:
     from .data.text import TextEmbeddings
     from .group_encoder import GroupEncoder
     from .training import fit_group
-    from .training.group_recipes import find_group_recipe
 
-    chosen = find_group_recipe(model, phase, recipe).changed(
-        {name: value for name, value in changes.items() if value is not None}
-    )
     with resumable(_where(shared["work"])):
         encoder = fit_group(
             model,
             group,
             phase=1 if phase == 1 else 2,
-            recipe=chosen,
+            recipe=recipe,
             start=None if start is None else GroupEncoder.load(start),
             text=None if text is None else TextEmbeddings.read(text),
             **shared,
         )
     if int(os.environ.get("RANK", "0")) > 0:
         return
+    encoder.card = encoder.card.credited(**credit)
     encoder.save(out, onnx=onnx)
     evaluate_group(encoder, group, "heldout", out, as_json=False, progress=shared["progress"])
     typer.echo(f"model: {out}")

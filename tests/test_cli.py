@@ -154,6 +154,15 @@ MISTAKES = {
         "did you mean vit_tiny_patch16_224",
     ),
     "recipe": ("train {subject} --out {root}/new {how} --recipe cake", "expected demo or paper"),
+    "recipe file": ("train {subject} --out {root}/new {how} --recipe no.json", "nothing there"),
+    "cached tokens": (
+        "train {subject} --out {root}/new {how} --cache-tokens",
+        "--cache-tokens: expected an option of factortopy",
+    ),
+    "surface of a group": (
+        "train {subject} --out {root}/new --model blobgpt --surface sphere",
+        "--surface: expected an option of blobgpt",
+    ),
     "model kind": ("train {subject} --out {root}/new --model cake {how}", "model: expected"),
     "both weights": (
         "train {subject} --out {root}/new --weights {model}/trunk.safetensors {how}",

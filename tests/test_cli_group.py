@@ -139,11 +139,12 @@ def test_phase_2_and_alignment_go_on_from_phase_1(model: Path, folders: list[Pat
     text = folders[0].parent / "text.safetensors"
     brainfast(
         *("train", *folders, "--out", aligned, "--model", "llm-vem", "--phase", 2),
-        *("--from", model, "--text", text, *RUN),
+        *("--from", model, "--text", text, *RUN, "--licence", "CC0", "--citation", "Doe 2026"),
     )
     cards = [json.loads((out / "config.json").read_text()) for out in (model, tuned, aligned)]
     assert [card["model"] for card in cards] == ["blobgpt", "blobgpt", "llm-vem"]
     assert len({card["trunk"]["weights_hash"] for card in cards}) == 3
+    assert (cards[2]["licence"], cards[2]["citation"]) == ("CC0", "Doe 2026")
     assert all((out / "trunk.safetensors").is_file() for out in (tuned, aligned))
 
 
@@ -186,7 +187,14 @@ def test_adapt_adds_a_subject(folders: list[Path]) -> None:
         ),
         (lambda m, f: ("train", *f, "--out", "x", *TRUNK), "one folder for factortopy"),
         (lambda m, f: ("train", f[0], "--out", "x", "--phase", 2, *TRUNK), "--phase"),
-        (lambda m, f: ("train", *f, "--out", "x", "--model", "blobgpt", "--epochs", 3), "--epochs"),
+        (
+            lambda m, f: (
+                *("train", *f, "--out", "x", "--model", "blobgpt"),
+                *("--epochs", 3, "--steps", 4),
+            ),
+            "--epochs: expected an option of blobgpt without --steps",
+        ),
+        (lambda m, f: ("adapt", m, f[0], "--out", m), "another folder than the model's"),
         (lambda m, f: ("evaluate", m, f[0].parent / "blobgpt"), "expected"),
         (
             lambda m, f: ("train", *f, "--out", "x", "--model", "blobgpt", "--recipe", "best"),

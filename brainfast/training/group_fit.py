@@ -62,7 +62,7 @@ def fit_group(
     The same call goes on where an interrupted one stopped, and ends in the same weights. Under
     `torchrun` each process takes its share of every batch; the result is that of one process.
     """
-    chosen = find_group_recipe(model, phase, recipe)
+    chosen = find_group_recipe(model, phase, recipe).for_pairs(len(data.train))
     _check_names(data)
     _check_arguments(model, phase, chosen, start, text)
     work = Path(work) if work is not None else _default_work(model, data, chosen, seed)

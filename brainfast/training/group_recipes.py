@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import BrainfastError
+from .recipe_file import SUFFIX, read_recipe
 
 
 class Alignment(BaseModel):
@@ -29,13 +30,14 @@ class GroupRecipe(BaseModel):
 
     phase: 1 trains the head on a frozen trunk, 2 goes on from a model with parts of the trunk
     unfrozen. batch: images of a step, over all ranks and micro-batches; micro_batch: as many as fit
-    in memory at a time (all without); lr falls to min_lr by the last step; check_every: steps
-    between validations, of which the best is kept; validation_images: a subject's first so many
-    (all without); crop_scale: random square crops of this share of the image, (1, 1) for none;
-    unfreeze: trunk parameters whose names contain one of these, and none of keep_frozen;
-    trunk_precision: of the trunk in training ("bf16": autocast); cache_tokens: in phase 1, compute
-    the tokens of one view of each image once and keep them on disk; freeze_head: of phase 2; head:
-    options of the model; trunk: options of `Trunk.create`.
+    in memory at a time (all without); epochs: instead of steps, passes over all pairs of a subject
+    and an image; lr falls to min_lr by the last step; check_every: steps between validations, of
+    which the best is kept; validation_images: a subject's first so many (all without); crop_scale:
+    random square crops of this share of the image, (1, 1) for none; unfreeze: trunk parameters
+    whose names contain one of these, and none of keep_frozen; trunk_precision: of the trunk in
+    training ("bf16": autocast); cache_tokens: in phase 1, compute the tokens of one view of each
+    image once and keep them on disk; freeze_head: of phase 2; head: options of the model; trunk:
+    options of `Trunk.create`.
     Source: BlobGPT report, Tables 2 and 3; LLM-VEM, "Model Settings".
     """
 
@@ -46,6 +48,7 @@ class GroupRecipe(BaseModel):
     batch: int = Field(default=512, ge=2)
     micro_batch: int | None = Field(default=None, ge=1)
     steps: int = Field(default=5000, ge=1)
+    epochs: int | None = Field(default=None, ge=1)
     warm_up: int = Field(default=250, ge=0)
     lr: float = Field(default=6e-4, gt=0)
     min_lr: float = Field(default=3e-5, ge=0)
@@ -64,11 +67,23 @@ class GroupRecipe(BaseModel):
     trunk: dict[str, Any] = Field(default_factory=dict)
 
     def changed(self, values: dict[str, Any]) -> GroupRecipe:
-        """The recipe with other values of some fields, checked; a shorter run warms up shorter."""
+        """The recipe with other values of some fields, checked; a shorter run warms up shorter.
+
+        steps and epochs replace each other.
+        """
+        if "steps" in values:
+            values = {"epochs": None} | values
         steps = values.get("steps", self.steps)
         warm_up = min(self.warm_up, steps // 10) if steps < self.steps else self.warm_up
         fitted = {"warm_up": warm_up, "check_every": min(self.check_every, steps)}
         return GroupRecipe(**(self.model_dump() | fitted | values))
+
+    def for_pairs(self, count: int) -> GroupRecipe:
+        """The recipe with `steps` for its epochs over so many pairs; as it is without epochs."""
+        if self.epochs is None:
+            return self
+        steps = max(1, round(self.epochs * count / self.batch))
+        return self.changed({"steps": steps, "epochs": self.epochs})
 
 
 _EVA = {"layers": (0, 2, 4, 6, 8, 10)}
@@ -100,10 +115,9 @@ _TUNING: dict[str, Any] = {
 GROUP_RECIPES: dict[tuple[str, int, str], GroupRecipe] = {
     ("blobgpt", 1, "paper"): GroupRecipe(name="paper", trunk_precision="bf16", trunk=_EVA),
     ("blobgpt", 2, "paper"): GroupRecipe(name="paper", **_TUNING),
-    # 6 epochs of the 63,823 training pairs of the 8 Algonauts subjects, 184 at a time.
     ("llm-vem", 2, "paper"): GroupRecipe(
         name="paper",
-        **(_TUNING | {"batch": 184, "steps": 2081}),
+        **(_TUNING | {"batch": 184, "epochs": 6}),
         alignment=Alignment(),
         freeze_head=True,
     ),
@@ -123,9 +137,11 @@ GROUP_RECIPES["llm-vem", 2, "demo"] = GROUP_RECIPES["blobgpt", 2, "demo"].model_
 
 
 def find_group_recipe(model: str, phase: int, recipe: str | GroupRecipe) -> GroupRecipe:
-    """A recipe by name, or the one that is given."""
+    """A recipe by name, from a .json file, or the one that is given."""
     if isinstance(recipe, GroupRecipe):
         return recipe
+    if recipe.endswith(SUFFIX):
+        return read_recipe(recipe, GroupRecipe)
     names = sorted(name for m, p, name in GROUP_RECIPES if (m, p) == (model, phase))
     if recipe not in names:
         raise BrainfastError(

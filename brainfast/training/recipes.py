@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import BrainfastError
+from .recipe_file import SUFFIX, read_recipe
 
 
 class Recipe(BaseModel):
@@ -71,9 +72,11 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(recipe: str | Recipe) -> Recipe:
-    """A recipe by name, or the one that is given."""
+    """A recipe by name, from a .json file, or the one that is given."""
     if isinstance(recipe, Recipe):
         return recipe
+    if recipe.endswith(SUFFIX):
+        return read_recipe(recipe, Recipe)
     if recipe not in RECIPES:
         raise BrainfastError("recipe", expected=" or ".join(sorted(RECIPES)), got=repr(recipe))
     return RECIPES[recipe]
