@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import nn
 
-from .images import Preprocessing
 from .resize_weights import UNIT, fixed_point_weights, plain_weights
+
+if TYPE_CHECKING:
+    from .preprocessing import Preprocessing
 
 # A weight is high * DIGIT + low, both of 11 bits at most and their sums below 2^24: every product
 # and every sum is then exact in float32, and on tensor cores in TF32 as well.

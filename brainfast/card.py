@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import BrainfastError
 from .files import read_json, write_json
-from .images import Preprocessing
+from .preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
 CARD_FILE = "config.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from .errors import BrainfastError
 from .files import load_tensors, save_tensors
 from .heads import FoldedHead
-from .images import Preprocessing, preprocess
+from .images import preprocess
 from .runtimes import TrunkRuntime
 from .tokens import Tokens
+
+if TYPE_CHECKING:
+    from .preprocessing import Preprocessing
 
 GOLDEN_FILE = "golden.safetensors"
 
@@ -103,7 +106,7 @@ class Golden:
         """
         small = head.take(self.vertices)
         aligned = small.align(self.tokens(runtime, preprocessing))
-        return self._compare(small.readout(aligned), head, runtime)
+        return self.compare(small.readout(aligned), head, runtime)
 
     @staticmethod
     def check_subjects(
@@ -122,19 +125,20 @@ class Golden:
         for subject, head in heads.items():
             golden = goldens[subject]
             found = head.take(golden.vertices).readout(aligned)
-            errors[subject] = golden._compare(found, head, runtime)
+            errors[subject] = golden.compare(found, head, runtime)
         return errors
 
     def tokens(self, runtime: TrunkRuntime, preprocessing: Preprocessing) -> Tokens:
         """What a trunk makes of the images."""
         return runtime(preprocess(list(self.images), preprocessing))
 
-    def _compare(
+    def compare(
         self,
         found: NDArray[np.float32],  # [n,m]
         head: FoldedHead,
         runtime: TrunkRuntime,
     ) -> float:
+        """The largest error of answers from elsewhere, held to the tolerance as in `check`."""
         spread = max(float(self.response.std()), 1e-12)
         error = float(np.abs(found - self.response).max()) / spread
         tolerance = max(HEAD_TOLERANCE[head.precision], TRUNK_TOLERANCE[runtime.precision])

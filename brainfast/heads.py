@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from numpy.typing import NDArray
 
-from .card import BlobHeadCard, Card, HeadCard
 from .errors import BrainfastError
 from .files import load_tensors
 from .folded import Array, FoldedFactorTopy, Precision
 from .folded_blobgpt import GROUP, FoldedBlobGPT, read_blobgpt
 from .tokens import Tokens
+
+if TYPE_CHECKING:
+    from .card import Card
 
 FOLDED_FILE = "folded.safetensors"
 
@@ -45,6 +47,8 @@ class FoldedHead(Protocol):
 
 def read_head(folder: Path, card: Card) -> FoldedFactorTopy:
     """The folded head of a model of one subject, checked against its card."""
+    from .card import HeadCard  # and with it pydantic, which a head in memory does without
+
     path = folder / FOLDED_FILE
     if not isinstance(card.head, HeadCard):
         raise BrainfastError(
@@ -67,6 +71,8 @@ def read_head(folder: Path, card: Card) -> FoldedFactorTopy:
 
 def read_heads(folder: Path, card: Card, subjects: Sequence[str]) -> Mapping[str, FoldedBlobGPT]:
     """Folded heads of some subjects of a model of several; "group" is one of them."""
+    from .card import BlobHeadCard
+
     path = folder / FOLDED_FILE
     if not isinstance(card.head, BlobHeadCard):
         raise BrainfastError(

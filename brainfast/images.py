@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
-from pydantic import BaseModel, field_validator, model_validator
 
 from .errors import BrainfastError
 from .machine import usable_cores
+from .resize_weights import sampling_weights
 
+if TYPE_CHECKING:
+    from .preprocessing import Preprocessing as Preprocessing
+
+T = TypeVar("T")
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 MID_GREY = 127
-MAX_SIZE = 16384
 ACCEPTED = (
     "a path, a PIL image or a uint8 array (HW, HWC, CHW, NHWC or NCHW), or a sequence of them"
 )
@@ -35,37 +37,13 @@ FILTERS = {
 }
 
 
-class Preprocessing(BaseModel, extra="forbid", frozen=True):
-    """pixels = (resize(image) / 255 - mean) / std, float32 [3,H,W].
+def __getattr__(name: str) -> Any:
+    """`Preprocessing` brings pydantic, which decoding does without: it comes when asked for."""
+    if name != "Preprocessing":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .preprocessing import Preprocessing
 
-    The whole image is squashed to `size` (H, W), never cropped: a crop would cut the visual field.
-    `antialias=True` is Pillow's filter, whose support widens as the image shrinks;
-    `antialias=False` samples the plain kernel, as `torch.nn.functional.interpolate` does. Both
-    round to uint8, as torchvision does. `nearest` mixes no pixels, so the two are one there.
-    """
-
-    size: tuple[int, int] = (224, 224)
-    resize: Literal["squash"] = "squash"
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
-    antialias: bool = True
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    layout: Literal["NCHW"] = "NCHW"
-
-    @field_validator("size")
-    @classmethod
-    def _check_size(cls, size: tuple[int, int]) -> tuple[int, int]:
-        if not all(1 <= side <= MAX_SIZE for side in size):
-            raise ValueError(f"sides lie in 1..{MAX_SIZE}")
-        return size
-
-    @model_validator(mode="after")
-    def _check_numbers(self) -> Preprocessing:
-        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
-            raise ValueError("mean and std are finite and std is above 0")
-        if self.interpolation == "lanczos" and not self.antialias:
-            raise ValueError("lanczos is only defined with antialias=True")
-        return self
+    return Preprocessing
 
 
 def as_images(images: Any, name: str = "images") -> list[Bytes]:
@@ -140,20 +118,42 @@ def iter_pixels(
     The next batch is decoded on other threads while the caller works on this one, so that two
     batches at most are held.
     """
+
+    def load(image: Bytes) -> Floats:
+        return preprocess([image], preprocessing)
+
+    for parts in _iter_batches(images, load, batch_size, start):
+        yield np.concatenate(parts)
+
+
+def iter_bytes(images: Any, batch_size: int) -> Iterator[list[Bytes]]:
+    """Decoded batches of at most batch_size images, each [H,W,3] of its own size, in order.
+
+    As `iter_pixels`, the next batch is decoded meanwhile.
+    """
+
+    return _iter_batches(images, lambda image: image, batch_size, 0)
+
+
+def _iter_batches(
+    images: Any, finish: Callable[[Bytes], T], batch_size: int, start: int
+) -> Iterator[list[T]]:
     if batch_size < 1:
         raise BrainfastError("batch_size", expected="at least 1", got=str(batch_size))
     images = as_sequence(images)
     if len(images) == 0:
         raise BrainfastError("images", expected="at least one image", got="none")
 
-    def load(index: int) -> Floats:
-        return preprocess(_one(images[index], f"images[{index}]", allow_many=False), preprocessing)
+    def load(index: int) -> T:
+        return finish(_one(images[index], f"images[{index}]", allow_many=False)[0])
 
-    workers = min(8, usable_cores())
+    if len(images) == 1 and start == 0:  # nothing to decode meanwhile, so no threads
+        yield [load(0)]
+        return
     starts = range(start, len(images), batch_size)
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(min(8, usable_cores()), thread_name_prefix="decode") as pool:
 
-        def submit(first: int) -> list[Any]:
+        def submit(first: int) -> list[Future[T]]:
             last = min(first + batch_size, len(images))
             return [pool.submit(load, index) for index in range(first, last)]
 
@@ -162,7 +162,7 @@ def iter_pixels(
             for first in starts:
                 current = pending
                 pending = submit(first + batch_size) if first + batch_size < len(images) else []
-                yield np.concatenate([future.result() for future in current])
+                yield [future.result() for future in current]
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -311,29 +311,3 @@ def _sample(values: Floats, size: int, axis: int, interpolation: str) -> Floats:
     for pixel, weight in sampling_weights(values.shape[axis], size, interpolation):
         result = result + np.take(values, pixel, axis=axis) * weight.reshape(shape)
     return result
-
-
-def sampling_weights(
-    source: int, size: int, interpolation: str
-) -> Iterator[tuple[npt.NDArray[np.int64], Floats]]:
-    """(pixel [size], weight [size]) of every tap of the plain kernel along one axis.
-
-    Pixels are sampled at their centres (align_corners=False); the border is repeated.
-    """
-    centre = (np.arange(size) + 0.5) * (source / size) - 0.5
-    reach = 1 if interpolation == "bilinear" else 2
-    if reach == 1:
-        centre = np.maximum(centre, 0)
-    base = np.floor(centre).astype(np.int64)
-    for offset in range(1 - reach, reach + 1):
-        weight = _kernel(np.abs(centre - base - offset), interpolation).astype(np.float32)
-        yield np.clip(base + offset, 0, source - 1), weight
-
-
-def _kernel(distance: npt.NDArray[np.float64], interpolation: str) -> npt.NDArray[np.float64]:
-    if interpolation == "bilinear":
-        return 1 - distance
-    a = -0.75  # torch's cubic; Pillow's antialiased one uses -0.5
-    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
-    return np.where(distance <= 1, near, far)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-from .images import sampling_weights
-
 Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 UNIT = 1 << 22  # Pillow's fixed-point one for 8-bit channels
 
 
@@ -39,7 +38,7 @@ def fixed_point_weights(source: int, size: int, interpolation: str) -> Integers:
     return np.trunc(weights * UNIT + np.copysign(0.5, weights)).astype(np.int64)
 
 
-def plain_weights(source: int, size: int, interpolation: str) -> npt.NDArray[np.float32]:
+def plain_weights(source: int, size: int, interpolation: str) -> Floats:
     """Weights [size,source] of one axis without antialias, those of `images.preprocess`."""
     if source == size:
         return np.eye(size, dtype=np.float32)
@@ -48,6 +47,32 @@ def plain_weights(source: int, size: int, interpolation: str) -> npt.NDArray[np.
     for pixel, weight in sampling_weights(source, size, interpolation):
         np.add.at(weights, (rows, pixel), weight)
     return weights
+
+
+def sampling_weights(
+    source: int, size: int, interpolation: str
+) -> Iterator[tuple[Integers, Floats]]:
+    """(pixel [size], weight [size]) of every tap of the plain kernel along one axis.
+
+    Pixels are sampled at their centres (align_corners=False); the border is repeated.
+    """
+    centre = (np.arange(size) + 0.5) * (source / size) - 0.5
+    reach = 1 if interpolation == "bilinear" else 2
+    if reach == 1:
+        centre = np.maximum(centre, 0)
+    base = np.floor(centre).astype(np.int64)
+    for offset in range(1 - reach, reach + 1):
+        weight = _plain_kernel(np.abs(centre - base - offset), interpolation).astype(np.float32)
+        yield np.clip(base + offset, 0, source - 1), weight
+
+
+def _plain_kernel(distance: npt.NDArray[np.float64], interpolation: str) -> npt.NDArray[np.float64]:
+    if interpolation == "bilinear":
+        return 1 - distance
+    a = -0.75  # torch's cubic; Pillow's antialiased one uses -0.5
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    return np.where(distance <= 1, near, far)
 
 
 def _triangle(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

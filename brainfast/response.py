@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
-gifti: Any = nibabel.gifti  # its classes carry no types
 STRUCTURES = {"lh": "CortexLeft", "rh": "CortexRight"}
 
 
@@ -118,6 +116,10 @@ class Response:
         return left, right
 
     def _gifti(self, side: str, values: Floats) -> bytes:
+        import nibabel  # writing needs it, answering does not
+
+        gifti: Any = nibabel.gifti  # its classes carry no types
+
         image = gifti.GiftiImage(
             meta=gifti.GiftiMetaData(AnatomicalStructurePrimary=STRUCTURES[side])
         )

@@ -58,15 +58,11 @@ class TorchRuntime:
     def __init__(self, trunk: Trunk, precision: Precision = "fp32", device: str = "auto") -> None:
         import torch
 
-        from .trunks import strict_fp32
+        from .strict_fp32 import strict_fp32
 
         self.precision: str = _check_precision(precision, ("fp32", "bf16"))
         self.device = torch_device(device)
-        if trunk.device != self.device or precision == "bf16":
-            trunk = copy.deepcopy(trunk).to(self.device)
-        if precision == "bf16":
-            _matrices_to_bf16(trunk)
-        self._trunk = trunk.eval()
+        self.trunk = place_trunk(trunk, self.device, self.precision)
         self._torch: Any = torch
         self._strict = strict_fp32
         self._size = trunk.config.size
@@ -75,8 +71,13 @@ class TorchRuntime:
         """Run one batch."""
         pixels = _check_pixels(pixels, self._size)
         with self._torch.inference_mode(), self._mode():
-            tokens: Tokens = self._trunk(self._torch.from_numpy(pixels).to(self.device))
+            tokens: Tokens = self.trunk(self._torch.from_numpy(pixels).to(self.device))
             return tokens.map(lambda array: array.float().cpu().numpy())
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether an engine keeps tokens and head on the trunk's device, see `device_engine`."""
+        return self.device.type == "cuda"
 
     def _mode(self) -> AbstractContextManager[Any]:
         if self.precision == "fp32":
@@ -104,7 +105,7 @@ class CompiledRuntime:
     def __init__(self, trunk: Trunk, precision: Precision = "fp32", device: str = "auto") -> None:
         import torch
 
-        from .trunks import strict_fp32
+        from .strict_fp32 import strict_fp32
 
         self.precision: str = _check_precision(precision, ("fp32", "bf16"))
         if device not in ("auto", "cpu"):
@@ -114,10 +115,8 @@ class CompiledRuntime:
         self._layers, self._size = trunk.config.layers, trunk.config.size
         self._torch: Any = torch
         self._strict = strict_fp32
-        trunk = copy.deepcopy(trunk).cpu().eval()
-        if precision == "bf16":
-            _matrices_to_bf16(trunk)
-        self._run = self._compile(trunk)
+        trunk = copy.deepcopy(trunk).cpu()
+        self._run = self._compile(place_trunk(trunk, torch.device("cpu"), self.precision))
 
     def __call__(self, pixels: Pixels) -> Tokens:
         """Run one batch, image by image."""
@@ -212,13 +211,27 @@ def open_trunk(
     return TorchRuntime(trunk, precision, device)
 
 
-def _matrices_to_bf16(trunk: Trunk) -> None:
-    """Convert what autocast would convert in every call; norms and embeddings stay fp32."""
+def place_trunk(trunk: Any, device: torch.device, precision: str) -> Any:
+    """A trunk on a device, its matrices in a precision, in eval mode: a copy where it must be.
+
+    bf16 converts what autocast would convert in every call; norms and embeddings stay fp32.
+    """
     import torch
 
-    for module in trunk.modules():
-        if type(module) in (torch.nn.Linear, torch.nn.Conv2d):
-            module.to(torch.bfloat16)
+    there = all(parameter.device == device for parameter in trunk.parameters())
+    rounded = all(matrix.weight.dtype == torch.bfloat16 for matrix in _matrices(trunk))
+    if not there or (precision == "bf16" and not rounded):
+        trunk = copy.deepcopy(trunk).to(device)
+    if precision == "bf16" and not rounded:
+        for matrix in _matrices(trunk):
+            matrix.to(torch.bfloat16)
+    return trunk.eval()
+
+
+def _matrices(trunk: Any) -> list[Any]:
+    import torch
+
+    return [part for part in trunk.modules() if type(part) in (torch.nn.Linear, torch.nn.Conv2d)]
 
 
 def torch_device(device: str) -> torch.device:

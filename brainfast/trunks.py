@@ -5,22 +5,20 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.data.config import resolve_model_data_config
 
-from .card import TrunkConfig
 from .errors import BrainfastError
 from .files import save_tensors
-from .images import Preprocessing, iter_pixels
+from .images import iter_pixels
+from .strict_fp32 import strict_fp32
 from .tokens import Tokens
 from .trunk_weights import (
     FORMAT,
@@ -32,7 +30,11 @@ from .trunk_weights import (
     short,
 )
 
-__all__ = ["Trunk", "TrunkConfig", "strict_fp32"]
+if TYPE_CHECKING:
+    from .card import TrunkConfig
+    from .preprocessing import Preprocessing
+
+__all__ = ["Trunk", "strict_fp32"]
 
 WORKING_SIZE = 224
 SAM_WORKING_SIZE = 1024
@@ -80,6 +82,8 @@ class Trunk(torch.nn.Module):
         Errors: BrainfastError for an unknown name or layer, weights that cannot be fetched, and a
         file that lacks parameters or has other shapes.
         """
+        from .card import TrunkConfig  # and with it pydantic, which running a trunk does without
+
         size = _working_size(name, size, preprocessing)
         random = weights is None and not pretrained
         if not random and block_gain != 1:
@@ -211,44 +215,6 @@ class Trunk(torch.nn.Module):
         return self.config.model_copy(update={"weights_hash": digest, "pretrained": published})
 
 
-@contextmanager
-def strict_fp32() -> Iterator[None]:
-    """Inside, float32 products are float32 on every device: no TF32 and no bf16 stand-in.
-
-    The settings are the whole process's: the first thread in keeps them, the last out restores.
-    """
-    with _STRICT.lock:
-        if _STRICT.inside == 0:
-            _STRICT.before = [backend.fp32_precision for backend in _fp32_backends()]
-            for backend in _fp32_backends():
-                backend.fp32_precision = "ieee"
-        _STRICT.inside += 1
-    try:
-        yield
-    finally:
-        with _STRICT.lock:
-            _STRICT.inside -= 1
-            if _STRICT.inside == 0:
-                for backend, precision in zip(_fp32_backends(), _STRICT.before, strict=True):
-                    backend.fp32_precision = precision
-
-
-@dataclass
-class _Strict:
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    inside: int = 0
-    before: list[str] = field(default_factory=list)
-
-
-_STRICT = _Strict()
-
-
-def _fp32_backends() -> tuple[Any, ...]:
-    cudnn: Any = torch.backends.cudnn
-    mkldnn: Any = torch.backends.mkldnn  # of cuDNN both parts, or torch.export refuses to work
-    return (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv)
-
-
 def _working_size(
     name: str, size: int | tuple[int, int] | None, preprocessing: Preprocessing | None
 ) -> tuple[int, int]:
@@ -339,6 +305,8 @@ def _scale_blocks(model: torch.nn.Module, name: str, gain: float) -> None:
 
 
 def _timm_preprocessing(model: torch.nn.Module, size: tuple[int, int]) -> Preprocessing:
+    from .preprocessing import Preprocessing
+
     resolve: Any = resolve_model_data_config
     data = resolve(model)
     return Preprocessing(

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from brainfast.card import TrunkConfig
 from brainfast.errors import BrainfastError
 from brainfast.images import Preprocessing, preprocess
-from brainfast.trunks import Trunk, TrunkConfig, strict_fp32
+from brainfast.trunks import Trunk, strict_fp32
 
 VIT = "vit_tiny_patch16_224"
 FAMILIES = {  # name: (size, class token, prefix tokens)

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from ..errors import BrainfastError
 from ..files import check_replaceable, write_json
-from ..images import Preprocessing, iter_pixels
+from ..images import iter_pixels
+from ..preprocessing import Preprocessing
 from .photographs import SIZE
 from .planted_group import PLANTED, PlantedGroup
 from .simulated import BATCH, LEAST_NOISY, MOST_NOISY, REPEATS

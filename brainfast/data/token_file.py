@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ..errors import BrainfastError
 from ..files import read_json
-from ..images import Preprocessing
+from ..preprocessing import Preprocessing
 
 DATA_FILE = "tokens.safetensors"
 PARTIAL_FILE = "tokens.partial"

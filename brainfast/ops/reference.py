@@ -96,7 +96,7 @@ def factor_readout_cells(
     vertices whose sampling points lie between the same pixels read the same tokens. Nothing of size
     V x D x L exists. Differentiable.
     """
-    sampling = _sample(space, scale, local.shape[-2:], align_corners)
+    sampling = sample(space, scale, local.shape[-2:], align_corners)
     tokens = _join(local, global_)
     parts = [local.new_empty(local.shape[0], 0)]
     for cell in sampling.cells():
@@ -122,7 +122,7 @@ def factor_readout_cells_backward(
 
     Written out, because an operator's kernel runs below autograd. The same bits on every run.
     """
-    sampling = _sample(space, scale, local.shape[-2:], align_corners)
+    sampling = sample(space, scale, local.shape[-2:], align_corners)
     tokens = _join(local, global_)
     grad_tokens, grad_weight = torch.zeros_like(tokens), torch.empty_like(weight)
     grad_layer, grad_corner = torch.empty_like(layer), scale.new_zeros(5, len(scale))
@@ -150,7 +150,7 @@ def factor_readout_cells_backward(
 
 
 @dataclass(frozen=True)
-class _Cell:
+class Cell:
     """Vertices that lie between the same pixels, and the S tokens that they read."""
 
     vertices: torch.Tensor  # [n]
@@ -160,7 +160,7 @@ class _Cell:
 
 
 @dataclass(frozen=True)
-class _Sampling:
+class Sampling:
     """Where every vertex falls in the grid, and in which order the cells hold the vertices."""
 
     size: Sequence[int]  # H, W
@@ -170,7 +170,7 @@ class _Sampling:
     order: torch.Tensor  # [V]
     counts: list[int]  # [(H+1)*(W+1)]
 
-    def cells(self) -> Iterator[_Cell]:
+    def cells(self) -> Iterator[Cell]:
         """The cells that hold vertices, each with the corners inside the image and the globals."""
         height, width = self.size
         start = 0
@@ -184,7 +184,7 @@ class _Sampling:
             corners = [k for k, (a, b) in enumerate(near) if 0 <= a < height and 0 <= b < width]
             tokens = [near[k][0] * width + near[k][1] for k in corners]
             corner_index = torch.tensor([*corners, 4], device=vertices.device)
-            yield _Cell(
+            yield Cell(
                 vertices,
                 torch.tensor([*tokens, height * width], device=vertices.device),
                 corner_index,
@@ -205,12 +205,13 @@ class _Sampling:
         return grad_space * self.slope, whole - torch.lerp(top, bottom, y)
 
 
-def _sample(
+def sample(
     space: torch.Tensor,  # [V,2]
     scale: torch.Tensor,  # [V]
     size: Sequence[int],  # H, W
     align_corners: bool,
-) -> _Sampling:
+) -> Sampling:
+    """Sort sampling points, x then y in -1..1, into the grid's cells; zeros lie outside."""
     height, width = size
     limit = space.new_tensor([width, height])
     if align_corners:
@@ -227,7 +228,7 @@ def _sample(
     corners = torch.stack([(1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y])
     column, row = first.long().T + 1
     cell = row * (width + 1) + column
-    return _Sampling(
+    return Sampling(
         size=size,
         fraction=fraction,
         slope=inside * slope,

@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from brainfast.card import TrunkConfig
 from brainfast.data import token_file
 from brainfast.data.token_cache import TokenCache
 from brainfast.errors import BrainfastError
 from brainfast.images import Preprocessing, iter_pixels
 from brainfast.tokens import Tokens, downsample
-from brainfast.trunks import Trunk, TrunkConfig
+from brainfast.trunks import Trunk
 
 SETTINGS = Preprocessing(size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
 CONFIG = TrunkConfig(
