@@ -148,11 +148,15 @@ class TokenCache:
 
     def tokens(self, indices: Any) -> Tokens:
         """Tokens of some images as torch float32 on the CPU; `indices` is a slice or integers."""
+        return self.stored(indices).map(lambda rows: rows.float())
+
+    def stored(self, indices: Any) -> Tokens:
+        """The same in the dtype that the file has: torch float32 or bfloat16."""
         chosen = self._rows(indices)
 
         def read(name: str) -> torch.Tensor:
             rows = torch.from_numpy(np.array(self._arrays[name][chosen]))
-            return rows if rows.dtype == torch.float32 else rows.view(torch.bfloat16).float()
+            return rows if rows.dtype == torch.float32 else rows.view(torch.bfloat16)
 
         return Tokens(
             tuple(read(f"local.{layer}") for layer in self.layers),

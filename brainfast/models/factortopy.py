@@ -3,46 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from ..card import Side
 from ..errors import BrainfastError
 from ..folded import FoldedFactorTopy
 from ..ops import FactorReadoutWorkspace, factor_readout
 from ..tokens import Tokens, downsample
 from .parameters import as_float32, uniform
 
+if TYPE_CHECKING:
+    from .factortopy_config import FactorTopyConfig
+
 FREQUENCIES = 32
 ENCODING = 3 * FREQUENCIES * 2
-
-
-class FactorTopyConfig(BaseModel):
-    """The options of FactorTopy; the defaults are the paper's.
-
-    bottleneck: "shared" has one C_l -> D matrix a layer, "dual" one for local and one for global.
-    topology, layer_selector, space_selector, scale_selector and samples are the ablations of
-    Table 16: without topology the selectors are free parameters of every vertex, without a
-    selector its axis is averaged. standardize: tokens are standardised a layer and channel first.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    dim: int = Field(default=128, ge=1)
-    grid: tuple[Side, Side] = (8, 8)
-    bottleneck: Literal["shared", "dual"] = "shared"
-    surface: Literal["inflated", "sphere"] = "inflated"
-    topology: bool = True
-    layer_selector: bool = True
-    space_selector: bool = True
-    scale_selector: bool = True
-    samples: int = Field(default=1, ge=1)
-    standardize: bool = False
 
 
 class Selectors(NamedTuple):
@@ -122,7 +100,7 @@ class FactorTopy(nn.Module):
         config: FactorTopyConfig | None = None,
     ) -> None:
         super().__init__()
-        self.config = config or FactorTopyConfig()
+        self.config = config or _papers_config()
         self.layers = tuple(layers)
         _check_construction(coordinates, channels, layers)
         self.register_buffer("coordinates", coordinates.float())
@@ -159,14 +137,17 @@ class FactorTopy(nn.Module):
     def respond(self, tokens: Tokens, selectors: Selectors) -> torch.Tensor:
         """`forward` with selectors that were evaluated already -> [B,V]."""
         local, global_ = self.align(tokens)
+        weight: torch.Tensor = self.weight
         readout = self._workspace() if self._trains_on_cpu(local) else factor_readout
-        response: torch.Tensor = readout(local, global_, *selectors, self.weight, self.bias)
+        if self._rounds(local):
+            local, global_, weight = (x.bfloat16() for x in (local, global_, weight))
+        response: torch.Tensor = readout(local, global_, *selectors, weight, self.bias)
         if self.config.samples == 1:
             return response
         return response.reshape(len(response), self.V, self.config.samples).mean(dim=2)
 
     def set_head_precision(self, precision: Literal["fp32", "bf16"]) -> None:
-        """Operands of the readout in training on a CPU; without gradients it is always float32."""
+        """Operands of the readout in training; without gradients it is always float32."""
         self._head_precision = precision
         self._workspaces.clear()
 
@@ -242,6 +223,11 @@ class FactorTopy(nn.Module):
         floats = all(x.dtype == torch.float32 and x.is_cpu for x in (local, self.weight))
         return floats and self.training and torch.is_grad_enabled()
 
+    def _rounds(self, local: torch.Tensor) -> bool:
+        """Whether the readout takes bfloat16; on a CPU the workspace rounds by itself."""
+        rounds = self._head_precision == "bf16" and self.training and torch.is_grad_enabled()
+        return rounds and local.is_cuda
+
     def _workspace(self) -> FactorReadoutWorkspace:
         """One whose last call waits for no backward: several graphs may be alive at a time."""
         for workspace in self._workspaces:
@@ -288,6 +274,12 @@ class FactorTopy(nn.Module):
             folded = folded / self.get_buffer(f"std_{scale}_{index}").double()
             offset = -folded @ self.get_buffer(f"mean_{scale}_{index}").double()
         return as_float32(folded), as_float32(offset)
+
+
+def _papers_config() -> FactorTopyConfig:
+    from .factortopy_config import FactorTopyConfig
+
+    return FactorTopyConfig()
 
 
 def _spread_samples(selector: nn.Module) -> None:

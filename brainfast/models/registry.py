@@ -6,7 +6,8 @@ from typing import Any
 
 from ..errors import BrainfastError
 from .blobgpt import BlobGPT, BlobGPTConfig
-from .factortopy import FactorTopy, FactorTopyConfig
+from .factortopy import FactorTopy
+from .factortopy_config import FactorTopyConfig
 from .llm_vem import LlmVem, LlmVemConfig
 
 MODELS: dict[str, tuple[type[Any], type[Any]]] = {

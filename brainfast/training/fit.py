@@ -21,8 +21,9 @@ from ..models.registry import has_subjects, model_class
 from ..runtimes import torch_device
 from ..trunks import Trunk
 from ..vertex_space import VertexSpace
+from .examples import Examples, Resident
 from .recipes import Recipe, find_recipe
-from .trainer import Examples, Trainer
+from .trainer import Trainer
 
 GOLDEN_IMAGES = 4
 
@@ -55,6 +56,7 @@ def fit(
     seed: int = 0,
     device: str = "auto",
     cache_dtype: Literal["fp32", "bf16"] = "bf16",
+    resident: Resident = "auto",
     progress: bool = True,
     **options: Any,
 ) -> Encoder:
@@ -112,6 +114,7 @@ def fit(
         key=_run_key(model, data, splits, trunk, recipe, config, seed),
         device=place,
         progress=progress,
+        resident=resident,
     )
     state = trainer.run()
     soup_steps = trainer.choose()
@@ -161,7 +164,7 @@ def _examples(cache: TokenCache, split: Split, offset: int) -> Examples:
             remedy="give more images, or other fractions",
         )
     return Examples(
-        lambda indices: cache.tokens([index + offset for index in indices]), split.responses
+        lambda indices: cache.stored([index + offset for index in indices]), split.responses
     )
 
 

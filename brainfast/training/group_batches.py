@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..images import Preprocessing, as_images, preprocess
 from ..machine import usable_cores
 from ..tokens import Tokens
-from .trainer import Sampler
+from .examples import Sampler
 
 CROP_STREAM = 1  # tells the random numbers of crops from those of dropout
 DROPOUT_STREAM = 2

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..analysis.scores import ScoreAccumulator
 from ..data.token_file import locked
 from ..errors import BrainfastError
 from ..models.factortopy import FactorTopy
-from ..tokens import Tokens
+from ..ops import factor_readout_cuda
+from ..resident import ResidentExamples
+from ..static_step import StaticStep, StepError
 from .checkpoint import (
     Progress,
     load_checkpoint,
@@ -24,69 +24,24 @@ from .checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from .losses import factortopy_loss
+from .device_r2 import DeviceR2
+from .examples import Batches, Examples, Resident, Sampler, placed
+from .losses import factortopy_loss, regularizer_strength, weighted_loss
 from .recipes import Recipe
 from .soup import greedy_soup
 
 CHECKPOINT = "checkpoint.safetensors"
 LOCK_FILE = "training.lock"
-
-
-class Responses(Protocol):
-    """Measured responses [n,V] in z units, in memory or mapped from disk."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: Any, /) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Tokens and responses of the same n images."""
-
-    tokens: Callable[[Sequence[int]], Tokens]
-    responses: Responses
-
-    def __len__(self) -> int:
-        return len(self.responses)
-
-    def batch(
-        self, indices: NDArray[np.int64], device: torch.device
-    ) -> tuple[Tokens, torch.Tensor]:
-        """Tokens and responses [B,V] of some images, on `device`."""
-        tokens = self.tokens(indices.tolist())
-        tokens = Tokens(
-            local=tuple(part.to(device) for part in tokens.local),
-            global_=tuple(part.to(device) for part in tokens.global_),
-            layers=tokens.layers,
-        )
-        measured = np.ascontiguousarray(self.responses[indices], dtype=np.float32)
-        return tokens, torch.from_numpy(measured).to(device)
-
-
-class Sampler:
-    """Indices of every step, from the seed and the step alone, so that a resumed run sees the
-    batches that it would have seen."""
-
-    def __init__(self, count: int, batch: int, seed: int) -> None:
-        self.count, self.batch, self.seed = count, min(batch, count), seed
-        self._order: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, dtype=np.int64))
-
-    def indices(self, step: int) -> NDArray[np.int64]:
-        """Indices [B] of `step`; every image comes once in each pass over the data."""
-        position = step * self.batch + np.arange(self.batch)
-        return np.array([self._pass(p // self.count)[p % self.count] for p in position.tolist()])
-
-    def _pass(self, number: int) -> NDArray[np.int64]:
-        if self._order[0] != number:
-            self._order = (
-                number,
-                np.random.default_rng([self.seed, number]).permutation(self.count),
-            )
-        return self._order[1]
+MARGIN_BYTES = 1 << 30  # of a GPU's memory that nothing here counts
 
 
 class Trainer:
-    """Trains `model` on `train`, chooses on `validation`, keeps everything it needs in `work`."""
+    """Trains `model` on `train`, chooses on `validation`, keeps everything it needs in `work`.
+
+    resident: whether tokens and responses are loaded to the device, see `examples.placed`. Where
+    they are, a `StaticStep` takes the steps, on a CUDA device with compiled kernels as one graph;
+    else each step is made on its own, and its loss awaited.
+    """
 
     def __init__(
         self,
@@ -101,16 +56,20 @@ class Trainer:
         key: dict[str, Any],
         device: torch.device,
         progress: bool,
+        resident: Resident = "auto",
     ) -> None:
         _check_precision(recipe, device)
         self.model, self.recipe, self.device = model.to(device), recipe, device
         self.model.set_head_precision(recipe.head_precision)
-        self.train, self.validation = train, validation
-        self.soup = validation if soup is None else soup
-        self.work = work
+        self.work, self.show = work, progress
         self.sampler = Sampler(len(train), recipe.batch, seed)
-        self.optimizer = _make_optimizer(model, recipe)
-        self.show = progress
+        self.optimizer = _make_optimizer(model, recipe, device)
+        self.train = self._placed(train, "training images", resident)
+        self.validation = self._placed(validation, "validation images", resident)
+        self.soup = self.validation
+        if soup is not None and soup is not validation:
+            self.soup = self._placed(soup, "images of the soup", resident)
+        self.static = self._static_step()
         self.state = Progress(key=key)
         path = work / CHECKPOINT
         if path.is_file():
@@ -141,33 +100,98 @@ class Trainer:
         return steps
 
     @torch.no_grad()
-    def validate(self, examples: Examples | None = None) -> float:
+    def validate(self, examples: Batches | None = None) -> float:
         """Mean over vertices of the R2 of some examples; of the validation split without any."""
         examples = self.validation if examples is None else examples
         selectors = self.model.selectors()
-        accumulator = ScoreAccumulator()
+        on_host, on_device = ScoreAccumulator(), DeviceR2()
         size = max(self.recipe.batch, 16)
         for start in range(0, len(examples), size):
             indices = np.arange(start, min(start + size, len(examples)))
             tokens, measured = examples.batch(indices, self.device)
             predicted = self.model.respond(tokens, selectors)
-            accumulator.update(predicted.cpu().numpy(), measured.cpu().numpy())
-        return float(np.nanmean(accumulator.r2()))
+            if self.device.type == "cpu":
+                on_host.update(predicted.numpy(), measured.numpy())
+            else:
+                on_device.update(predicted, measured)
+        r2 = on_host.r2() if on_host.n else on_device.r2().cpu().numpy()
+        return float(np.nanmean(r2))
 
     def _finished(self) -> bool:
         epochs_since = (self.state.step - self.state.best_step) / self.recipe.steps_per_epoch
         return self.state.step >= self.recipe.max_steps or epochs_since >= self.recipe.patience
 
     def _epoch(self, bar: tqdm[Any]) -> None:
-        losses = 0.0
-        for count in range(1, self.recipe.steps_per_epoch + 1):
-            losses += self._step(self.state.step)
-            self.state.step += 1
-            bar.update()
+        losses, count, steps = 0.0, 0, self.recipe.steps_per_epoch
+        while count < steps:
+            taken = self._take(steps - count)
+            for loss in taken:
+                losses += loss
+            count += len(taken)
+            self.state.step += len(taken)
+            bar.update(len(taken))
             if count % 10 == 0:
                 self._describe(bar, losses / count)
-        self._end_epoch(losses / self.recipe.steps_per_epoch)
-        self._describe(bar, losses / self.recipe.steps_per_epoch)
+        self._end_epoch(losses / steps)
+        self._describe(bar, losses / steps)
+
+    def _take(self, most: int) -> list[float]:
+        """The losses of the next step, or of as many as are taken between two looks at them."""
+        step = self.state.step
+        if self.static is None:
+            return [self._step(step)]
+        steps = range(step, step + min(most, self.static.most))
+        rows = np.stack([self.sampler.indices(number) for number in steps])
+        strengths = [regularizer_strength(self.recipe, number) for number in steps]
+        try:
+            losses = self.static.run(rows, strengths)
+        except StepError as error:
+            self._check_losses(step, error.losses)
+            cause = error.__cause__
+            assert isinstance(cause, BrainfastError)
+            got = f"{cause.name} with {cause.got}"
+            raise self._diverged(step + error.number, got) from cause
+        self._check_losses(step, losses)
+        return losses
+
+    def _check_losses(self, first: int, losses: list[float]) -> None:
+        for step, value in enumerate(losses, start=first):
+            if not np.isfinite(value):
+                raise self._diverged(step, f"a loss of {value}")
+
+    def _static_step(self) -> StaticStep | None:
+        """None where tokens are streamed or the device has no kernels that a graph can hold."""
+        on_gpu = self.device.type == "cuda"
+        if not isinstance(self.train, ResidentExamples):
+            return None
+        if on_gpu and not factor_readout_cuda.usable(self.train.device):
+            return None
+        return StaticStep(
+            self._loss,
+            self.optimizer,
+            batch=self.sampler.batch,
+            device=self.train.device,
+            capture=on_gpu,
+        )
+
+    def _loss(self, rows: torch.Tensor, strength: torch.Tensor | None) -> torch.Tensor:
+        assert isinstance(self.train, ResidentExamples)
+        tokens, measured = self.train.gather(rows)
+        selectors = self.model.selectors()
+        predicted = self.model.respond(tokens, selectors)
+        return weighted_loss(predicted, measured, selectors, self.recipe, strength)
+
+    def _placed(
+        self, examples: Examples, name: str, resident: Resident
+    ) -> Examples | ResidentExamples:
+        return placed(
+            examples,
+            name,
+            self.device,
+            resident=resident,
+            reserve=working_bytes(self.model, self.sampler.batch),
+            tell=self.show,
+        )
 
     def _step(self, step: int) -> float:
         tokens, measured = self.train.batch(self.sampler.indices(step), self.device)
@@ -234,17 +258,32 @@ class Trainer:
         )
 
 
+def working_bytes(model: FactorTopy, batch: int) -> int:
+    """Memory that training takes beside its examples, an estimate from above.
+
+    Parameters with gradients, moments and a copy; the hidden layers of three selectors, forward and
+    backward; packed weights; tokens and responses of a batch; and `MARGIN_BYTES`.
+    """
+    rows, dim = model.weight.shape
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    channels = sum(matrix.shape[1] for matrix in model.bottleneck_local)
+    pixels = math.prod(model.config.grid) + 1
+    floats: int = 6 * parameters + rows * (24 * 128 + 4 * dim)
+    floats += batch * (8 * rows + 4 * pixels * channels)
+    return 4 * floats + MARGIN_BYTES
+
+
 def _check_precision(recipe: Recipe, device: torch.device) -> None:
-    if recipe.head_precision != "fp32" and device.type != "cpu":
+    if recipe.head_precision != "fp32" and device.type not in ("cpu", "cuda"):
         raise BrainfastError(
             "head_precision",
             expected=f"fp32 on {device.type}",
             got=recipe.head_precision,
-            remedy="train on the CPU, or take fp32",
+            remedy="train on a CPU or a CUDA device, or take fp32",
         )
 
 
-def _make_optimizer(model: FactorTopy, recipe: Recipe) -> torch.optim.AdamW:
+def _make_optimizer(model: FactorTopy, recipe: Recipe, device: torch.device) -> torch.optim.AdamW:
     selectors = model.selector_parameters
     ids = {id(parameter) for parameter in selectors}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in ids]
@@ -257,4 +296,5 @@ def _make_optimizer(model: FactorTopy, recipe: Recipe) -> torch.optim.AdamW:
         betas=recipe.betas,
         weight_decay=recipe.weight_decay,
         fused=True,
+        capturable=device.type == "cuda",
     )

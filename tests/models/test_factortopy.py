@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from brainfast.errors import BrainfastError
-from brainfast.models.factortopy import FactorTopy, FactorTopyConfig, positional_encoding
+from brainfast.models.factortopy import FactorTopy, positional_encoding
+from brainfast.models.factortopy_config import FactorTopyConfig
 from brainfast.models.registry import model_class
 from brainfast.tokens import Tokens
 

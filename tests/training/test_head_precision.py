@@ -12,11 +12,13 @@ from torch.nn import functional
 from brainfast import _C
 from brainfast.data.simulated import plant, respond
 from brainfast.errors import BrainfastError
-from brainfast.models.factortopy import FactorTopy, FactorTopyConfig
+from brainfast.models.factortopy import FactorTopy
+from brainfast.models.factortopy_config import FactorTopyConfig
 from brainfast.ops import FactorReadoutWorkspace
 from brainfast.tokens import Tokens
 from brainfast.training import Recipe
-from brainfast.training.trainer import Examples, Trainer
+from brainfast.training.examples import Examples
+from brainfast.training.trainer import Trainer
 
 LAYERS, CHANNELS = (0, 1, 2), (8, 8, 8)
 TRAIN, VALIDATION = 160, 60
@@ -131,7 +133,7 @@ def test_the_bar_misses_a_lost_gradient(subject, strict, tmp_path, monkeypatch, 
 def test_other_devices_refuse_bf16(subject, tmp_path):
     tokens, responses, position = subject
     examples = Examples(lambda rows: tokens, responses)
-    with pytest.raises(BrainfastError, match="head_precision: expected fp32 on cuda, got bf16"):
+    with pytest.raises(BrainfastError, match="head_precision: expected fp32 on mps, got bf16"):
         Trainer(
             FactorTopy(torch.from_numpy(position), CHANNELS, LAYERS, FactorTopyConfig(dim=8)),
             SLOW.model_copy(update={"head_precision": "bf16"}),
@@ -140,6 +142,6 @@ def test_other_devices_refuse_bf16(subject, tmp_path):
             seed=0,
             work=tmp_path,
             key={},
-            device=torch.device("cuda"),
+            device=torch.device("mps"),
             progress=False,
         )

@@ -19,10 +19,11 @@ from brainfast.encoder import Encoder
 from brainfast.errors import BrainfastError
 from brainfast.models.factortopy import Selectors
 from brainfast.training import Recipe, fit
+from brainfast.training.examples import Sampler
 from brainfast.training.losses import factortopy_loss, layer_negentropy
 from brainfast.training.recipes import RECIPES, find_recipe
 from brainfast.training.soup import average, greedy_soup
-from brainfast.training.trainer import CHECKPOINT, Sampler, Trainer
+from brainfast.training.trainer import CHECKPOINT, Trainer
 
 TINY = Recipe(
     name="tiny",
