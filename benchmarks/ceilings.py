@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from brainfast import _C, forms
+from brainfast import _C
+from brainfast.cells import grid_cells
 from brainfast.folded import FoldedFactorTopy
 from cases import Case
 
@@ -53,7 +54,7 @@ def readout_work(head: FoldedFactorTopy, batch: int, precision: str) -> Work:
     """
     layers, dim = head.offset_local.shape
     pixels = int(np.prod(head.readout_grid))
-    corners, cell = forms.grid_cells(head)
+    corners, cell = grid_cells(head)
     reads = int(((corners < pixels).sum(axis=1)[cell] + 1).sum())
     rows = len(head.bias)
     parameters = rows * (_WEIGHT_BYTES[precision] * dim + 4 * (layers + 4))

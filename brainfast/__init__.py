@@ -73,11 +73,18 @@ def _package_path() -> list[str]:
     here = Path(__file__).resolve().parent
     for place in (str(here), *_installed(here.parent)):
         if PathFinder.find_spec("_C", [place]) is not None:
-            return [place]
+            return [place, *_checkout(Path(place))]
     raise ImportError(
         f"brainfast: expected a built package, got the source tree {here.parent};"
         " run 'pip install .' there first"
     )
+
+
+def _checkout(package: Path) -> list[str]:
+    """The source tree around `package`, where brainfast.export is the folder export/ beside it."""
+    beside = package.parent / "export" / "__init__.py"
+    inside = (package / "export").is_dir()
+    return [] if inside or not beside.is_file() else [str(package.parent)]
 
 
 def _installed(tree: Path) -> Iterator[str]:

@@ -113,7 +113,11 @@ class ScoreCard(_Strict):
 
 
 class ParityCard(_Strict):
-    """How far a compiled form is from the float64 twin, in standard deviations of the response."""
+    """How far a compiled form is from the float64 twin, in standard deviations of the response.
+
+    pixels_differ: of an exported file that preprocesses, how many of the pixels differ from those
+    of `images.preprocess`; 0 is bit-exact.
+    """
 
     form: str
     precision: str
@@ -123,6 +127,7 @@ class ParityCard(_Strict):
     max_error: float
     rms_error: float
     r2_change: float | None = None
+    pixels_differ: int | None = None
 
 
 class Card(_Strict):

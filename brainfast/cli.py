@@ -10,6 +10,7 @@ import typer
 
 from .boundary import run
 from .cli_captions import captions
+from .cli_export import export
 from .cli_import import import_model
 from .cli_options import Json, ModelFolder, Part, What, check_sole, image_paths, numbers
 from .cli_predict import predict
@@ -51,6 +52,7 @@ app.command()(captions)
 app.command(name="import")(import_model)
 app.command()(evaluate)
 app.command()(predict)
+app.command()(export)
 
 
 @app.command(name="map")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -45,6 +46,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):  # a read-only disk must not hide its first error
                 temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_with_parts(path: str | Path) -> Iterator[Path]:
+    """Give the path of a file in a temporary folder, in which parts may be written beside it.
+
+    On success the parts move beside `path`, then the file itself becomes `path`, so that a reader
+    finds all or the old file; else nothing is left. Parts bear names of their own, such as a hash.
+    """
+    path = Path(path)
+    with (
+        atomic_path(path) as final,
+        tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder,
+    ):
+        written = Path(folder) / path.name
+        yield written
+        for part in sorted(set(Path(folder).iterdir()) - {written}):
+            with atomic_path(path.parent / part.name) as place:
+                os.replace(part, place)
+        os.replace(written, final)
 
 
 @contextmanager

@@ -3,8 +3,6 @@ and Listing 1 as it is printed."""
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from .cells import coefficients, grid_cells
 from .folded import PRECISIONS, AlignedTokens, FoldedFactorTopy
 from .ops import reference
+from .trunk_export import OPSET, quiet_export
 
 Array = NDArray[np.float32]
 OURS = "brainfast"  # as a library
@@ -93,7 +93,7 @@ class CellReadout(nn.Module):
         super().__init__()
         self.dtype = dtype
         corners, cell = grid_cells(head)
-        coefficient = _with_zero_row(_coefficients(head))
+        coefficient = _with_zero_row(coefficients(head))
         weight = _with_zero_row(head.weight / np.float32(head.weight.shape[1]))
         self.coefficients, self.weights = nn.ParameterList(), nn.ParameterList()
         self.cells = nn.ParameterList()
@@ -273,25 +273,18 @@ def export(
     module: nn.Module, examples: Sequence[torch.Tensor], names: Sequence[str], path: Path
 ) -> None:
     """Write a module as ONNX, opset 20; the first axis of every input is the batch."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                _Flat(module).eval(),
-                (list(examples),),
-                str(path),
-                dynamo=True,
-                opset_version=20,
-                input_names=list(names),
-                output_names=["response"],
-                dynamic_shapes=([{0: torch.export.Dim.DYNAMIC}] * len(examples),),
-                verbose=False,
-            )
-    finally:
-        logger.setLevel(level)
+    with quiet_export():
+        torch.onnx.export(
+            _Flat(module).eval(),
+            (list(examples),),
+            str(path),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(names),
+            output_names=["response"],
+            dynamic_shapes=([{0: torch.export.Dim.DYNAMIC}] * len(examples),),
+            verbose=False,
+        )
 
 
 def listing1_bytes(head: FoldedFactorTopy, batch: int) -> int:
@@ -299,42 +292,6 @@ def listing1_bytes(head: FoldedFactorTopy, batch: int) -> int:
     layers, dim = head.offset_local.shape
     needed: int = 4 * _LISTING1_ARRAYS * batch * head.V * layers * dim
     return needed
-
-
-def grid_cells(
-    head: FoldedFactorTopy,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(corners [cells,4], cell [V]): which pixels the vertices of a cell read, and each one's cell.
-
-    A corner is a pixel's number y*W+x; H*W stands for one outside the grid. Corners go left to
-    right, then down.
-    """
-    height, width = head.readout_grid
-    left, top = np.floor(_positions(head)).astype(np.int64).T
-    keys, cell = np.unique(top * (width + 2) + left, return_inverse=True)
-    first = np.zeros(len(keys), dtype=np.int64)
-    first[cell] = np.arange(len(cell))
-    x = left[first, None] + np.array([0, 1, 0, 1])
-    y = top[first, None] + np.array([0, 0, 1, 1])
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    return np.where(inside, y * width + x, height * width), cell
-
-
-def _positions(head: FoldedFactorTopy) -> NDArray[np.float64]:
-    """Sampling points [V,2] in pixels; whatever lies further out than the border ring is moved to
-    its edge, where it reads zeros all the same."""
-    height, width = head.readout_grid
-    size = np.array([width, height], dtype=np.float64)
-    return np.clip(((head.space.astype(np.float64) + 1) * size - 1) / 2, -1, size)
-
-
-def _coefficients(head: FoldedFactorTopy) -> Array:
-    """What each of the 5L tokens of a vertex's cell is multiplied by, [V,5L]."""
-    position = _positions(head)
-    x, y = (position - np.floor(position)).T
-    corner = np.stack([(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x], axis=1)
-    share = np.concatenate([corner * (1 - head.scale)[:, None], head.scale[:, None]], axis=1)
-    return (share[:, :, None] * head.layer[:, None]).reshape(len(share), -1).astype(np.float32)
 
 
 def _parts(

@@ -173,8 +173,8 @@ def _stimuli(
     if images is not None:
         chosen = images
     if data is not None:
-        split = _heldout(encoder, data)
-        chosen, measured = split.images, _measured(split, data)
+        split = heldout(encoder, data)
+        chosen, measured = split.images, measured_responses(split, data)
         subjects = [None if subjects == [None] else split.space.subject]
     parts = []
     with tqdm(total=len(chosen), desc="float64 twin", unit="image", leave=False) as bar:
@@ -195,7 +195,7 @@ def _twins(
     return {None: encoder.twin(images)}
 
 
-def _heldout(encoder: Encoder | GroupEncoder, data: Path) -> Split:
+def heldout(encoder: Encoder | GroupEncoder, data: Path) -> Split:
     """The part of a subject's folder that training left out, divided as it was there."""
     training = encoder.card.training
     own = Algonauts(data, seed=training.seed if training else 0)
@@ -211,7 +211,8 @@ def _heldout(encoder: Encoder | GroupEncoder, data: Path) -> Split:
     return split
 
 
-def _measured(split: Split, data: Path) -> NDArray[np.float32]:  # [N,V]
+def measured_responses(split: Split, data: Path) -> NDArray[np.float32]:  # [N,V]
+    """The responses to a split's images; a folder without them is a BrainfastError."""
     if split.responses is None:
         raise BrainfastError(str(data), expected="measured responses", got="none")
     return np.asarray(split.responses[np.arange(len(split))], dtype=np.float32)

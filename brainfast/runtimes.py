@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.float32]  # [B,3,H,W]
 Precision = Literal["fp32", "bf16"]
 
+CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
+GPU_REMEDY = (
+    "in a fresh environment: pip install brainfast && pip uninstall -y onnxruntime"
+    " && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+)
+
 _COMPILING = threading.Lock()  # torch's compiler has settings of the whole process
 
 
@@ -167,10 +173,11 @@ class CompiledRuntime:
 
 
 class OnnxRuntime:
-    """A trunk that `export_trunk` wrote, under ONNX Runtime on the CPU in fp32, without torch.
+    """A trunk that `export_trunk` wrote, under ONNX Runtime in fp32, without torch.
 
     `layers` and `weights_hash`, where given, must be those of the file. `threads` is the number
-    inside one call; None takes every core that the process may use.
+    inside one call; None takes every core that the process may use. device: "cpu", or "cuda" with
+    onnxruntime-gpu. The tokens lie in ONNX Runtime's own memory: nothing is copied on the CPU.
     """
 
     name = "onnx"
@@ -183,12 +190,10 @@ class OnnxRuntime:
         threads: int | None = None,
         *,
         weights_hash: str | None = None,
+        device: str = "cpu",
     ) -> None:
         self.precision: str = _check_precision(precision, ("fp32",))
-        if threads is not None and threads < 1:
-            raise BrainfastError("threads", expected="at least 1", got=str(threads))
-        file_size(path)
-        self._session = _open_session(Path(path), threads or usable_cores())
+        self._session = open_session(Path(path), threads, device)
         self.layers, self._size = _check_metadata(
             Path(path), self._session.get_modelmeta().custom_metadata_map, layers, weights_hash
         )
@@ -197,7 +202,7 @@ class OnnxRuntime:
     def __call__(self, pixels: Pixels) -> Tokens:
         """Run one batch."""
         pixels = _check_pixels(pixels, self._size)
-        answers = self._session.run(self._outputs, {"pixels": pixels})
+        answers = run_session(self._session, {"pixels": pixels}, self._outputs)
         count = len(self.layers)
         return Tokens(tuple(answers[:count]), tuple(answers[count:]), self.layers)
 
@@ -214,7 +219,7 @@ def open_trunk(
 def place_trunk(trunk: Any, device: torch.device, precision: str) -> Any:
     """A trunk on a device, its matrices in a precision, in eval mode: a copy where it must be.
 
-    bf16 converts what autocast would convert in every call; norms and embeddings stay fp32.
+    bf16: see `matrices_to`.
     """
     import torch
 
@@ -223,9 +228,14 @@ def place_trunk(trunk: Any, device: torch.device, precision: str) -> Any:
     if not there or (precision == "bf16" and not rounded):
         trunk = copy.deepcopy(trunk).to(device)
     if precision == "bf16" and not rounded:
-        for matrix in _matrices(trunk):
-            matrix.to(torch.bfloat16)
+        matrices_to(trunk, torch.bfloat16)
     return trunk.eval()
+
+
+def matrices_to(trunk: Any, dtype: torch.dtype) -> None:
+    """Convert what autocast would convert in every call; norms and embeddings stay fp32."""
+    for matrix in _matrices(trunk):
+        matrix.to(dtype)
 
 
 def _matrices(trunk: Any) -> list[Any]:
@@ -256,30 +266,73 @@ def torch_device(device: str) -> torch.device:
     return place
 
 
-def _open_session(path: Path, threads: int) -> Any:
+def open_session(path: Path, threads: int | None = None, device: str = "cpu") -> Any:
+    """An ONNX Runtime session of a file; device "cuda" needs onnxruntime-gpu, "auto" takes it
+    where it is there. A file that it cannot run is a BrainfastError."""
+    if threads is not None and threads < 1:
+        raise BrainfastError("threads", expected="at least 1", got=str(threads))
+    file_size(path)
     try:
         import onnxruntime
     except ImportError as error:
         raise BrainfastError(
             "onnxruntime", expected="the package", got=str(error), remedy="pip install onnxruntime"
         ) from error
+    provider = _provider(onnxruntime, device)
+    if provider[0] == CUDA_PROVIDER and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # from the wheels of the CUDA libraries
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     # Idle workers that spin would take the cores from the head, which runs next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        return onnxruntime.InferenceSession(
-            os.fspath(path), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=[provider])
     except Exception as error:  # its exceptions have no public base class
         raise BrainfastError(
             str(path),
-            expected="a whole ONNX file and its data",
+            expected="a whole ONNX file and its data, which this ONNX Runtime can run",
             got=" ".join(str(error).split())[:200],
-            remedy="export it again",
+            remedy="export it again, or update onnxruntime",
         ) from error
+    used = session.get_providers()[0]
+    if device == "cuda" and used != CUDA_PROVIDER:  # it falls back with a line in its log
+        raise BrainfastError(
+            "device cuda",
+            expected="CUDA and cuDNN for onnxruntime-gpu",
+            got=used,
+            remedy=GPU_REMEDY,
+        )
+    return session
+
+
+def run_session(session: Any, inputs: dict[str, Any], outputs: Sequence[str]) -> list[Any]:
+    """Outputs as arrays over ONNX Runtime's own memory, which lives as long as they do."""
+    binding = session.io_binding()
+    for name, array in inputs.items():
+        binding.bind_cpu_input(name, array)
+    for name in outputs:
+        binding.bind_output(name, "cpu")
+    session.run_with_iobinding(binding)
+    return [value.numpy() for value in binding.get_outputs()]
+
+
+def _provider(onnxruntime: Any, device: str) -> tuple[str, dict[str, str]]:
+    """The execution provider of a device, with its options."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise BrainfastError("device", expected="auto, cpu or cuda", got=repr(device))
+    available = onnxruntime.get_available_providers()
+    if device == "cuda" and CUDA_PROVIDER not in available:
+        raise BrainfastError(
+            "device cuda",
+            expected="onnxruntime-gpu",
+            got=f"onnxruntime {onnxruntime.__version__} with {', '.join(available)}",
+            remedy=GPU_REMEDY,
+        )
+    if device == "cpu" or CUDA_PROVIDER not in available:
+        return CPU_PROVIDER, {}
+    return CUDA_PROVIDER, {"use_tf32": "0"}  # fp32 is strict
 
 
 def _check_metadata(

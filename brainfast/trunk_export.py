@@ -8,16 +8,14 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
-import shutil
-import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import BrainfastError
-from .files import atomic_path
+from .files import atomic_with_parts
 
 if TYPE_CHECKING:
     import torch
@@ -36,53 +34,65 @@ def export_trunk(trunk: Trunk, path: str | Path) -> None:
     last, so that a reader finds both or neither. The metadata hold the hash, layers and size.
     Errors: BrainfastError where torch cannot export the model or the disk refuses.
     """
-    path = Path(path)
-    with (
-        atomic_path(path) as final,
-        tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder,
-    ):
-        written = _export(trunk, Path(folder), path.name)
-        for extra in sorted(set(Path(folder).iterdir()) - {written}):
-            with atomic_path(path.parent / extra.name) as place:
-                shutil.move(extra, place)
-        os.replace(written, final)
+    with atomic_with_parts(path) as written:
+        _export(trunk, written)
 
 
-def _export(trunk: Trunk, folder: Path, name: str) -> Path:
+def _export(trunk: Trunk, path: Path) -> None:
     import torch
 
     config = trunk.config
-    try:
-        with _quiet("onnxscript"):
-            program = torch.onnx.export(
-                flat_module(copy.deepcopy(trunk).cpu()),
-                (torch.zeros(2, 3, *config.size),),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=["pixels"],
-                output_names=output_names(config.layers),
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-                verbose=False,
-            )
-    except Exception as error:  # the exporter wraps whatever the model raises
-        raise BrainfastError(
-            f"trunk {config.name}",
-            expected="a model that torch exports to ONNX",
-            got=str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__,
-            remedy="use runtime='torch'",
-        ) from error
-    assert program is not None
-    program.model.metadata_props.update(
+    model = to_onnx(
+        flat_module(copy.deepcopy(trunk).cpu()),
+        torch.zeros(2, 3, *config.size),
+        input_name="pixels",
+        output_names=output_names(config.layers),
+        what=f"trunk {config.name}",
+    )
+    model.metadata_props.update(
         format=FORMAT,
         name=config.name,
         weights_hash=config.weights_hash,
         layers=json.dumps(config.layers),
         size=json.dumps(config.size),
     )
-    written = folder / f"{name}.{config.weights_hash[:12]}"
-    total = sum(value.numel() * value.element_size() for value in trunk.state_dict().values())
-    program.save(str(written), external_data=total > EXTERNAL_BYTES)
-    return written
+    save_model(model, path, config.weights_hash)
+
+
+def to_onnx(
+    module: torch.nn.Module,
+    example: torch.Tensor,  # [2,...]
+    *,
+    input_name: str,
+    output_names: Sequence[str],
+    what: str,
+    opset: int = OPSET,
+) -> Any:
+    """A module of one input as an onnx_ir.Model with a dynamic batch; `what` is its name in the
+    BrainfastError that tells why it cannot be one."""
+    import torch
+
+    try:
+        with quiet_export():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[input_name],
+                output_names=list(output_names),
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                verbose=False,
+            )
+    except Exception as error:  # the exporter wraps whatever the model raises
+        raise BrainfastError(
+            what,
+            expected="a model that torch exports to ONNX",
+            got=str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__,
+            remedy="use runtime='torch'",
+        ) from error
+    assert program is not None
+    return program.model
 
 
 def flat_module(trunk: Trunk, *, autocast: bool = False) -> torch.nn.Module:
@@ -110,13 +120,26 @@ def output_names(layers: Sequence[int]) -> list[str]:
     return [f"{kind}.{layer}" for kind in ("local", "global") for layer in layers]
 
 
+def save_model(model: Any, path: Path, digest: str) -> None:
+    """Write an onnx_ir.Model; weights above EXTERNAL_BYTES go to a file that bears `digest`."""
+    import onnx_ir
+
+    total = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    beside = f"{path.name}.{digest[:12]}.data" if total > EXTERNAL_BYTES else None
+    onnx_ir.save(model, path, external_data=beside)
+
+
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Hold back a logger's warnings: the exporter has one for every operator it does not fold."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet_export() -> Iterator[None]:
+    """Hold back the exporter's warnings: it has one for every operator that it does not fold."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

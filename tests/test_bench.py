@@ -12,6 +12,7 @@ import torch
 from brainfast import _C, bench, forms, timing
 from brainfast.bench import compare, readout
 from brainfast.bench.check import response_judge
+from brainfast.cells import grid_cells
 from brainfast.errors import BrainfastError
 from brainfast.forms import Form
 
@@ -120,7 +121,7 @@ def test_a_grid_that_is_one_pixel_or_not_square(case):
 
 
 def test_vertices_of_a_cell_read_the_same_pixels(case):
-    corners, cell = forms.grid_cells(case.head)
+    corners, cell = grid_cells(case.head)
     assert cell.shape == (300,)
     assert corners[cell[3]].tolist() == [27, 28, 35, 36]  # (0, 0) lies between the middle four
     assert corners[cell[0]].tolist() == [64, 64, 64, 0]  # top left: only its own pixel is inside
@@ -339,7 +340,7 @@ def test_made_up_case_is_seeded_and_retinotopic():
     assert (head.space[:2000, 0] >= 0).all()  # left hemisphere, right visual field
     assert (head.space[2000:, 0] <= 0).all()
     np.testing.assert_allclose(head.layer.sum(axis=1), 1, rtol=1e-5)
-    counts = np.bincount(forms.grid_cells(head)[1])
+    counts = np.bincount(grid_cells(head)[1])
     assert counts.max() > 5 * np.median(counts)  # most of cortex looks at the centre
 
 

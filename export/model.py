@@ -1,0 +1,127 @@
+"""A whole exported file under ONNX Runtime: images in, responses or scores out. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BrainfastError
+from ..images import as_images, as_sequence, iter_pixels
+from ..response import Response
+from ..runtimes import open_session, run_session
+from .about import from_metadata
+
+
+class OnnxModel:
+    """outputs = model.run(images): what `export_onnx` wrote, with its card and vertices.
+
+    device: "cpu", "cuda" (onnxruntime-gpu), or "auto". threads: inside one call; every core that
+    the process may use without. model_hash: of the model that the file must come from, where given.
+    A foreign, damaged or mismatched file is a BrainfastError.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        model_hash: str | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self._session = open_session(self.path, threads, device)
+        found = self._session.get_modelmeta().custom_metadata_map
+        self.card, self.about = from_metadata(str(path), found)
+        if model_hash is not None and model_hash != self.card.model_hash:
+            raise BrainfastError(
+                str(path),
+                expected=f"an export of model {model_hash[:12]}",
+                got=f"one of {self.card.model_hash[:12]}",
+                remedy="export this model again",
+            )
+        self.outputs = tuple(output.name for output in self.about.outputs)
+
+    @property
+    def device(self) -> str:
+        """Where it runs, cpu or cuda."""
+        provider: str = self._session.get_providers()[0]
+        return provider.removesuffix("ExecutionProvider").lower()
+
+    def run(
+        self,
+        inputs: NDArray[Any],  # uint8 [B,H0,W0,3], or float32 [B,3,H,W]
+    ) -> dict[str, NDArray[np.float32]]:  # [B,V] or [B,O] by output
+        """One batch as the file takes it; another type or size is a BrainfastError."""
+        shape, kind = self._takes()
+        if inputs.ndim != 4 or inputs.shape[1:] != shape or str(inputs.dtype) != kind:
+            raise BrainfastError(
+                self.about.input,
+                expected=f"{kind} [B,{','.join(map(str, shape))}], as {self.path.name} takes",
+                got=f"{inputs.dtype} {list(inputs.shape)}",
+                remedy="resize the images, or export with --source or --input pixels",
+            )
+        if len(inputs) == 0:
+            raise BrainfastError(self.about.input, expected="at least one image", got="none")
+        given: dict[str, Any] = {self.about.input: np.ascontiguousarray(inputs)}
+        found = run_session(self._session, given, self.outputs)
+        return dict(zip(self.outputs, found, strict=True))
+
+    def predict(
+        self, images: Any, *, batch_size: int = 32
+    ) -> dict[str, Response | NDArray[np.float32]]:
+        """A Response, or scores [B,O], by output; images as the engine takes them, one or many.
+
+        A file that takes images takes those of its own size only.
+        """
+        rows = [self.run(batch) for batch in self._batches(images, batch_size)]
+        joined = {name: np.concatenate([row[name] for row in rows]) for name in self.outputs}
+        return {
+            output.name: joined[output.name]
+            if output.vertices is None
+            else Response(joined[output.name], output.vertices.space())
+            for output in self.about.outputs
+        }
+
+    def blank(self, batch: int = 1) -> NDArray[Any]:
+        """An input of black images, to warm up with."""
+        shape, kind = self._takes()
+        return np.zeros((batch, *shape), dtype=kind)
+
+    def _takes(self) -> tuple[tuple[int, ...], str]:
+        """Shape of one input and its type."""
+        if self.about.source is None:
+            return (3, *self.card.trunk.size), "float32"
+        return (*self.about.source, 3), "uint8"
+
+    def _batches(self, images: Any, batch_size: int) -> Iterator[NDArray[Any]]:
+        if self.about.source is None:
+            yield from iter_pixels(images, self.card.trunk.preprocessing, batch_size)
+            return
+        sequence = as_sequence(images)
+        for start in range(0, len(sequence), batch_size):
+            stop = min(start + batch_size, len(sequence))
+            chosen = [as_images(sequence[index])[0] for index in range(start, stop)]
+            yield _of_one_size(chosen, self.about.source)
+
+    def __repr__(self) -> str:
+        return f"OnnxModel({self.path.name}, {', '.join(self.outputs)}, on {self.device})"
+
+
+def _of_one_size(
+    images: Sequence[NDArray[np.uint8]],  # each [H0,W0,3]
+    source: tuple[int, int],
+) -> NDArray[np.uint8]:  # [B,H0,W0,3]
+    """One array of images that have the size `source`; another size is a BrainfastError."""
+    for number, image in enumerate(images):
+        if image.shape[:2] != source:
+            raise BrainfastError(
+                f"images[{number}]",
+                expected=f"{source[0]} x {source[1]} pixels, which the file was exported for",
+                got=f"{image.shape[0]} x {image.shape[1]}",
+                remedy="resize it, or export with --source or --input pixels",
+            )
+    return np.stack(images)
