@@ -15,6 +15,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+PTX = "factor_readout.ptx"  # beside the module, in a build with nvcc
 
 
 def package_layout() -> tuple[list[str], dict[str, str]]:
@@ -101,6 +102,14 @@ class CMakeBuild(build_ext):
         environment = {**os.environ, **environment}
         subprocess.run(configure, check=True, env=environment)
         subprocess.run([cmake, "--build", str(folder)], check=True, env=environment)
+
+    def copy_extensions_to_source(self) -> None:
+        """What a build in place adds: the module, and what lies beside it."""
+        super().copy_extensions_to_source()
+        built, own = (folder / "brainfast" / PTX for folder in (Path(self.build_lib), ROOT))
+        own.unlink(missing_ok=True)
+        if built.is_file():
+            shutil.copy(built, own)
 
 
 packages, package_dir = package_layout()

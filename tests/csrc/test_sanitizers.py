@@ -55,6 +55,7 @@ def test_kernels_and_pool_under_address_and_undefined(tmp_path: Path) -> None:
         "test_factor_projection",
         "test_factor_readout",
         "test_factor_readout_cuda_emulated",
+        "test_factor_readout_plugin_emulated",
         "test_factor_readout_precision",
         "test_factor_readout_workspace",
         "test_thread_block_emulator",
