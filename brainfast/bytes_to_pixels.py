@@ -46,7 +46,8 @@ class BytesToPixels(nn.Module):
         self,
         images: torch.Tensor,  # [B,H0,W0,3], uint8
     ) -> torch.Tensor:  # [B,3,H,W], float32
-        values = images.permute(0, 3, 1, 2).to(torch.float32)
+        # Bytes become numbers first: TensorRT moves no bytes about.
+        values = images.to(torch.float32).permute(0, 3, 1, 2)
         if self.fixed_point:
             values = _rounded(values @ self.columns[0], values @ self.columns[1])
             values = _rounded(self.rows[0] @ values, self.rows[1] @ values)
