@@ -1,0 +1,148 @@
+"""What NVIDIA's plugin layer (the Python files of the bindings' wheel) needs of TensorRT's core.
+
+The core itself needs TensorRT's libraries. Here expressions are evaluated at once, so that what
+the layer hands over can be read as numbers.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+BINDINGS = "tensorrt_bindings"  # the wheel's package
+CREATORS: dict[tuple[str, str, str], Any] = {}
+DATA_TYPES = "FLOAT HALF BF16 INT8 INT32 INT64 BOOL UINT8 FP8 INT4 FP4 E8M0"
+OPERATIONS = {
+    "SUM": lambda a, b: a + b,
+    "PROD": lambda a, b: a * b,
+    "MAX": max,
+    "MIN": min,
+    "SUB": lambda a, b: a - b,
+    "EQUAL": lambda a, b: int(a == b),
+    "LESS": lambda a, b: int(a < b),
+    "FLOOR_DIV": lambda a, b: a // b,
+    "CEIL_DIV": lambda a, b: -(-a // b),
+}
+
+
+class IDimensionExpr:
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def is_constant(self) -> bool:
+        return True
+
+    def get_constant_value(self) -> int:
+        return self.value
+
+
+class ExprBuilder:
+    def constant(self, value: int) -> IDimensionExpr:
+        return IDimensionExpr(value)
+
+    def operation(self, kind: Any, a: IDimensionExpr, b: IDimensionExpr) -> IDimensionExpr:
+        return IDimensionExpr(OPERATIONS[kind.name](a.value, b.value))
+
+
+class DimsExprs(list[Any]):
+    def __init__(self, items: Any) -> None:
+        super().__init__([None] * items if isinstance(items, int) else items)
+
+
+class DynamicPluginTensorDesc:
+    def __init__(self, shape: tuple[int, ...], kind: Any, layout: Any) -> None:
+        self.desc = SimpleNamespace(type=kind, format=layout, scale=1.0, dims=shape)
+        self.opt = self.min = self.max = shape
+
+
+class Logger:
+    WARNING = 1
+
+    def log(self, *_: Any) -> None:
+        """The layer says at import that it is experimental."""
+
+
+class Registry:
+    def register_creator(self, creator: Any, namespace: str) -> bool:
+        CREATORS[creator.name, creator.plugin_version, namespace] = creator
+        return True
+
+    def get_creator(self, name: str, version: str, namespace: str) -> Any:
+        return CREATORS.get((name, version, namespace))
+
+
+def make_core() -> ModuleType:
+    """A module that stands for `tensorrt` while the layer is imported."""
+    core = ModuleType("tensorrt")
+    data_types = enum.Enum("DataType", DATA_TYPES)
+    names = [
+        *("IPluginV3", "IPluginV3QuickCore", "IPluginV3QuickBuild", "IPluginV3QuickRuntime"),
+        *("IPluginV3QuickAOTBuild", "IPluginCreatorV3Quick", "ITensor", "IExprBuilder"),
+        *("ISymExpr", "ISymExprs", "PluginTensorDesc", "PluginField"),
+    ]
+    for name in names:
+        setattr(core, name, type(name, (), {"__init__": lambda self, *_: None}))
+    contents = {
+        "IDimensionExpr": IDimensionExpr,
+        "DimsExprs": DimsExprs,
+        "Dims": type("Dims", (), {"MAX_DIMS": 8}),
+        "DynamicPluginTensorDesc": DynamicPluginTensorDesc,
+        "DataType": data_types,
+        "Logger": Logger,
+        "DimensionOperation": enum.Enum("DimensionOperation", list(OPERATIONS)),
+        "TensorFormat": enum.Enum("TensorFormat", "LINEAR CHW2 HWC8 CHW4 CHW16 CHW32 HWC"),
+        "PluginFieldType": enum.Enum(
+            "PluginFieldType", "FLOAT16 FLOAT32 FLOAT64 INT8 INT16 INT32 CHAR UNKNOWN BF16 INT64"
+        ),
+        "PluginArgType": enum.Enum("PluginArgType", "INT"),
+        "PluginArgDataType": enum.Enum("PluginArgDataType", "INT8 INT16 INT32"),
+        "QuickPluginCreationRequest": enum.Enum(
+            "QuickPluginCreationRequest", "UNKNOWN PREFER_JIT PREFER_AOT STRICT_JIT STRICT_AOT"
+        ),
+        "TensorRTPhase": enum.Enum("TensorRTPhase", "BUILD RUNTIME"),
+        "PluginFieldCollection": list,
+        "get_plugin_registry": Registry,
+        "float32": data_types.FLOAT,
+        "float16": data_types.HALF,
+        "bfloat16": data_types.BF16,
+    }
+    for name in ("int8", "int32", "int64", "bool", "uint8", "fp8", "int4", "fp4"):
+        contents[name] = data_types[name.upper()]
+    for name, value in contents.items():
+        setattr(core, name, value)
+    return core
+
+
+def plugin_files() -> Path | None:
+    """The folder of the bindings' Python files, where the wheel is installed."""
+    spec = importlib.util.find_spec(BINDINGS)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    return Path(folders[0]) if folders else None
+
+
+@contextmanager
+def plugin_layer() -> Iterator[tuple[ModuleType, ModuleType]]:
+    """(the fake core, NVIDIA's own `plugin` package over it), for as long as the block runs."""
+    before = {name: sys.modules.pop(name) for name in _own()}
+    package = ModuleType(BINDINGS)
+    package.__path__ = [str(plugin_files())]
+    core = make_core()
+    sys.modules.update({"tensorrt": core, BINDINGS: package})
+    try:
+        yield core, importlib.import_module(f"{BINDINGS}.plugin")
+    finally:
+        for name in _own():
+            del sys.modules[name]
+        sys.modules.update(before)
+        CREATORS.clear()
+
+
+def _own() -> list[str]:
+    return [name for name in sys.modules if name.split(".")[0] in ("tensorrt", BINDINGS)]
