@@ -1,33 +1,11 @@
-// Kernels on a CUDA device. Memory is the caller's, given as addresses: no array library is known
-// here. The caller answers for sizes and dtypes of what an address points to.
-#include <pybind11/stl.h>
-
+// The readout's kernels on a CUDA device.
 #include <array>
-#include <memory>
-#include <string>
-#include <utility>
 
-#include "bindings.h"
+#include "bindings_cuda.h"
 #include "kernels/factor_readout_cuda.h"
 
 namespace brainfast {
 namespace {
-
-using Address = std::uintptr_t;
-using Block = std::pair<Address, std::int64_t>;  // address, bytes
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-cuda::Memory memory_of(const Block& block) { return {at<void>(block.first), block.second}; }
-
-cuda::Kind kind_named(const std::string& dtype) {
-  if (dtype == "float32") return cuda::Kind::float32;
-  if (dtype == "bfloat16") return cuda::Kind::bfloat16;
-  fail("dtype", "float32 or bfloat16", dtype);
-}
 
 // Sizes and precision, which every call needs.
 class CudaFactorReadout {

@@ -1,11 +1,9 @@
 #include "factor_readout_cuda.h"
 
 #include <algorithm>
-#include <limits>
 #include <string>
 
-#include "../runtime/check.h"
-#include "../runtime/device.h"
+#include "cuda_host.h"
 #include "factor_readout_forward.cuh"
 #include "factor_readout_gradients.cuh"
 #include "factor_readout_pack.cuh"
@@ -14,34 +12,12 @@
 namespace brainfast::cuda {
 namespace {
 
-constexpr std::int64_t kAlign = 256;
 constexpr int kUnitGroups = 4;  // of images: enough to pay for a tile's weights
-
-std::int64_t parts_of(std::int64_t count, std::int64_t part) { return (count + part - 1) / part; }
 
 std::int64_t most_tiles(const ReadoutShape& shape) {
   const std::int64_t cells = (shape.height + 1) * (shape.width + 1);
   return shape.vertices / kTile + std::min(cells, shape.vertices);
 }
-
-// Hands out pieces of a block of memory; of none, to learn how large it must be.
-class Carver {
- public:
-  explicit Carver(void* data) : data_(static_cast<unsigned char*>(data)) {}
-
-  template <class T>
-  T* take(std::int64_t count) {
-    const std::int64_t at = used_;
-    used_ += parts_of(count * static_cast<std::int64_t>(sizeof(T)), kAlign) * kAlign;
-    return data_ ? reinterpret_cast<T*>(data_ + at) : nullptr;
-  }
-
-  std::int64_t used() const { return used_; }
-
- private:
-  unsigned char* data_;
-  std::int64_t used_ = 0;
-};
 
 // What sorting needs besides the order itself.
 struct SortMemory {
@@ -58,16 +34,12 @@ struct Packed {
 
 void check_shape(const ReadoutShape& shape) {
   constexpr std::int64_t kMost = std::int64_t{1} << 20;
-  const auto between = [](const char* name, std::int64_t value, std::int64_t most) {
-    check(value >= 1 && value <= most, name, ("1 to " + std::to_string(most)).c_str(),
-          std::to_string(value));
-  };
-  between("vertices", shape.vertices, std::int64_t{1} << 28);
-  between("layers", shape.layers, kMost);
-  between("channels", shape.channels, kMost);
-  between("height", shape.height, kMost);
-  between("width", shape.width, kMost);
-  between("pixels", shape.pixels(), kMost);
+  check_between("vertices", shape.vertices, std::int64_t{1} << 28);
+  check_between("layers", shape.layers, kMost);
+  check_between("channels", shape.channels, kMost);
+  check_between("height", shape.height, kMost);
+  check_between("width", shape.width, kMost);
+  check_between("pixels", shape.pixels(), kMost);
 }
 
 Packed carve_parameters(const ReadoutShape& shape, Precision precision, void* data) {
@@ -125,21 +97,6 @@ TokenRows carve_tokens(const ReadoutShape& shape, std::int64_t images, Precision
   return x;
 }
 
-void check_memory(const Memory& memory, std::int64_t bytes, const char* name) {
-  check(memory.bytes >= bytes, name, (std::to_string(bytes) + " bytes").c_str(),
-        std::to_string(memory.bytes));
-  check(memory.data && reinterpret_cast<std::uintptr_t>(memory.data) % 16 == 0, name,
-        "memory aligned to 16 bytes", "another address");
-}
-
-// Blocks for `count` threads' work, one thread each.
-int blocks_for(const char* name, std::int64_t count, int threads) {
-  const std::int64_t blocks = parts_of(count, threads);
-  check(blocks <= std::numeric_limits<std::int32_t>::max(), name, "at most 2^31 blocks",
-        std::to_string(blocks));
-  return static_cast<int>(blocks);
-}
-
 void sort_vertices(const Packed& packed, const float* space, device::Stream stream) {
   const Vertices& p = packed.vertices;
   int passes = 1;
@@ -168,16 +125,6 @@ void pack(const Vertices& p, const TokenRows& x, const Tokens& tokens, Precision
   const std::int64_t blocks = (std::int64_t{p.slices} * x.groups << x.shift) * p.layers * kRowPairs;
   device::launch("pack_tokens", pack_tokens, blocks_for("tokens", blocks, 1), kThreads, 0, stream,
                  p, x, tokens.local, tokens.global, tokens.kind, precision);
-}
-
-// A block for each unit of work, or as many as the device holds.
-template <class Arguments>
-void launch_resident(const char* name, void (*kernel)(Arguments), std::int64_t units,
-                     std::size_t shared, device::Stream stream, const Arguments& arguments) {
-  check(units <= 1 << 30, name, "at most 2^30 units of work", std::to_string(units));
-  const std::int64_t blocks = device::resident_blocks(kernel, kThreads, shared);
-  device::launch(name, kernel, static_cast<int>(std::min(blocks, units)), kThreads, shared, stream,
-                 arguments);
 }
 
 // What backward needs besides the packed parameters.
@@ -216,13 +163,13 @@ void differentiate(const ReadoutShape& shape, const Vertices& p, const GradientM
   const TokenRows& x = memory.tokens;
   if (gradients.space || gradients.layer || gradients.scale) {
     launch_resident("selector gradients", differentiate_selectors<Products>, most_tiles(shape),
-                    kSelectorBytes, stream,
+                    kThreads, kSelectorBytes, stream,
                     SelectorArguments{p, x, memory.grad_output, gradients.space, gradients.layer,
                                       gradients.scale});
   }
   if (gradients.weight) {
     launch_resident("weight gradients", differentiate_weight<kPrecision>,
-                    most_tiles(shape) * p.slices, kForwardBytes, stream,
+                    most_tiles(shape) * p.slices, kThreads, kForwardBytes, stream,
                     WeightArguments{p, x, memory.grad_output, gradients.weight});
   }
   if (!gradients.of_tokens()) return;
@@ -231,7 +178,8 @@ void differentiate(const ReadoutShape& shape, const Vertices& p, const GradientM
   const std::int64_t tokens = shape.pixels() * memory.pieces.local + memory.pieces.global;
   const std::int64_t blocks = parts_of(shape.layers, kLayerBlock);
   launch_resident("token gradients", differentiate_tokens<kPrecision>,
-                  tokens * x.groups * blocks * p.slices, kTokenGradientBytes, stream, arguments);
+                  tokens * x.groups * blocks * p.slices, kThreads, kTokenGradientBytes, stream,
+                  arguments);
   const std::int64_t sums = std::int64_t{x.images} * p.layers * (p.pixels() + 1);
   device::launch("token gradients", add_pieces, blocks_for("tokens", sums, 1), kThreads, 0, stream,
                  arguments, gradients.local, gradients.global);
@@ -279,7 +227,7 @@ void forward(const ReadoutShape& shape, Precision precision, const Memory& memor
   const ForwardArguments arguments{p, x, static_cast<int>(parts_of(x.groups, kUnitGroups)), output};
   const std::int64_t units = most_tiles(shape) * arguments.parts;
   const auto run = [&](void (*kernel)(ForwardArguments)) {
-    launch_resident("factor_readout_forward", kernel, units, kForwardBytes, queue.stream,
+    launch_resident("factor_readout_forward", kernel, units, kThreads, kForwardBytes, queue.stream,
                     arguments);
   };
   switch (precision) {

@@ -1,28 +1,14 @@
-// The readout on a CUDA device. Pointers are to the device's memory, all of it the caller's, and
-// work goes to the caller's stream: a call waits for nothing, allocates nothing and can be captured
-// in a graph. Results are the same bits on every run on one kind of device: there is no atomic
-// addition of floats. float32 and bfloat16 only.
+// The readout on a CUDA device: memory, streams and bits as cuda_call.h says. float32 and bfloat16
+// only.
 #pragma once
 
 #include <cstdint>
 
 #include "../runtime/cpu_features.h"
+#include "cuda_call.h"
 #include "factor_readout.h"
 
 namespace brainfast::cuda {
-
-struct Queue {
-  int device;
-  void* stream;  // cudaStream_t of that device
-};
-
-struct Memory {
-  void* data;  // a multiple of 16
-  std::int64_t bytes;
-};
-
-// Tokens and weights: float32, or bfloat16 which every precision but fp32 then takes as it is.
-enum class Kind { float32, bfloat16 };
 
 struct Parameters {
   const float* space;  // [V,2]

@@ -22,11 +22,10 @@ __device__ inline void write_answer(const ForwardArguments& a, const Tile& tile,
       sum / static_cast<float>(p.channels) + p.bias[place];
 }
 
-// Selectors of kWindow terms from `base` on, for as many vertices as there are threads, with the
-// four rows of a thread of TensorTile side by side.
+// Selectors of kWindow terms from `base` on, for as many vertices as there are threads.
 template <class Products>
 __device__ void fill_selectors(const Vertices& p, const Tile& tile, int base, float* selectors) {
-  const int v = threadIdx.x, at = v / 32 * 32 + v % 8 * 4 + v % 32 / 8;
+  const int v = threadIdx.x, at = side_by_side(v);
   const int place = v < tile.count ? tile.begin + v : -1;
   const int left = (tile.terms - base + 15) / 16 * 16;
   int slot = base / p.layers, layer = base - slot * p.layers;
@@ -55,7 +54,7 @@ __device__ void answer_group(const ForwardArguments& a, const TileLoader& load, 
   float y[Products::kRows][2] = {};
   for (int slice = 0; slice < p.slices; ++slice) {
     const bool fresh = first_group || p.slices > 1;
-    const int steps = load.steps(slice, 16 * Products::kSteps, 16);
+    const int steps = load.steps(slice, Products::kWidth, Products::kUnit);
     const auto ready = [&] { products.load_weight(load.weight()); };
     load.each_chunk(tile, group, slice, fresh, ready, [&](int chunk, const unsigned char* rows) {
       // Selectors lie where the weights were, which are in registers by now.
@@ -66,8 +65,7 @@ __device__ void answer_group(const ForwardArguments& a, const TileLoader& load, 
       }
       products.multiply(rows, load.columns(tile, chunk), steps, tile.count,
                         [&](int column, const float (&sums)[Products::kRows][2]) {
-                          const float* const own =
-                              selectors + products.vertex(0) / 32 * 32 + products.vertex(0) % 8 * 4;
+                          const float* const own = selectors + side_by_side(products.vertex(0));
 #pragma unroll
                           for (int side = 0; side < 2; ++side) {
                             const int term = (column + products.column() + side) >> shift;
@@ -81,19 +79,9 @@ __device__ void answer_group(const ForwardArguments& a, const TileLoader& load, 
                         });
     });
   }
-#pragma unroll
-  for (int r = 0; r < Products::kRows; ++r) {
-    if (shift == 0) y[r][0] += y[r][1];
-#pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      const float sum = add_lanes(y[r][side], lanes > 1 ? lanes / 2 : 1, 4);
-      const int image = products.column() + side;
-      if (image < lanes) {
-        write_answer(a, tile, products.vertex(r), static_cast<std::int64_t>(group) * lanes + image,
-                     sum);
-      }
-    }
-  }
+  products.each_image(y, shift, [&](int vertex, int image, float sum) {
+    write_answer(a, tile, vertex, static_cast<std::int64_t>(group) * lanes + image, sum);
+  });
 }
 
 // The same in strict float32: weights stay in shared memory.
@@ -104,7 +92,7 @@ __device__ inline void answer_group(const ForwardArguments& a, const TileLoader&
   const int shift = a.tokens.shift, lanes = 1 << shift;
   float y[ScalarTile::kRows] = {};
   for (int slice = 0; slice < p.slices; ++slice) {
-    const int steps = load.steps(slice, slice_channels(Precision::fp32), 4);
+    const int steps = load.steps(slice, ScalarTile::kWidth, ScalarTile::kUnit);
     const bool fresh = first_group || p.slices > 1;
     load.each_chunk(
         tile, group, slice, fresh, [] {},
@@ -125,13 +113,9 @@ __device__ inline void answer_group(const ForwardArguments& a, const TileLoader&
                             });
         });
   }
-#pragma unroll
-  for (int r = 0; r < ScalarTile::kRows; ++r) {
-    const float sum = add_lanes(y[r], lanes, 8);
-    if (products.column() >= lanes) continue;
-    write_answer(a, tile, products.vertex(r),
-                 static_cast<std::int64_t>(group) * lanes + products.column(), sum);
-  }
+  products.each_image(y, shift, [&](int vertex, int image, float sum) {
+    write_answer(a, tile, vertex, static_cast<std::int64_t>(group) * lanes + image, sum);
+  });
 }
 
 template <class Products>

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "factor_readout_loader.cuh"
-#include "factor_readout_outer.cuh"
+#include "outer_product.cuh"
 
 namespace brainfast::cuda {
 
@@ -52,19 +52,15 @@ __global__ void __launch_bounds__(kThreads) differentiate_weight(WeightArguments
     const int slice = unit % p.slices, first = slice * slice_channels(kPrecision);
     const int chunks = load.chunks(tile), turns = a.tokens.groups * chunks;
     Product product;
-    load.start_chunk(tile, 0, slice, 0, 0);
-    for (int turn = 0; turn < turns; ++turn) {
-      if (turn + 1 < turns) {
-        load.start_chunk(tile, (turn + 1) / chunks, slice, (turn + 1) % chunks, turn + 1);
-        device::wait_for_copies<1>();
-      } else {
-        device::wait_for_copies<0>();
-      }
+    const auto start = [&](int turn) {
+      load.start_chunk(tile, turn / chunks, slice, turn % chunks, turn);
+    };
+    start(0);
+    each_in_turn(turns, start, [&](int turn) {
       weigh_tokens<Product>(a, tile, turn / chunks, turn % chunks, left);
       __syncthreads();
       product.add(left, load.place(turn), tile.count, p.channels - first);
-      __syncthreads();
-    }
+    });
     product.each([&](int v, int channel, float sum) {
       if (v >= tile.count || first + channel >= p.channels) return;
       const std::int64_t vertex = p.order[tile.begin + v];
@@ -154,8 +150,8 @@ __device__ inline void start_readers(const Vertices& p, const ReaderChunk& chunk
                                      unsigned char* to) {
   const unsigned char* const rows =
       p.weight + static_cast<std::int64_t>(slice) * (p.vertices + 1) * kRowBytes;
-  copy_chunk(to, rows,
-             [&](int r) -> std::int64_t { return r < chunk.count ? chunk.begin + r : p.vertices; });
+  copy_rows(to, rows, kChunk,
+            [&](int r) -> std::int64_t { return r < chunk.count ? chunk.begin + r : p.vertices; });
   device::commit_copies();
 }
 
@@ -187,23 +183,16 @@ __global__ void __launch_bounds__(kThreads) differentiate_tokens(TokenGradientAr
     const int first_layer = block * kLayerBlock, first = slice * slice_channels(kPrecision);
     const int rows = (p.layers - first_layer) * kTrainingImages;
     Product product;
-    if (begin < end) {
-      start_readers(p, reader_chunk(*readers, begin), slice, shared + kChunksAt);
-    }
-    for (int index = begin; index < end; ++index) {
-      unsigned char* const here = shared + kChunksAt + (index - begin) % 2 * kChunkBytes;
-      unsigned char* const next = shared + kChunksAt + (index - begin + 1) % 2 * kChunkBytes;
-      if (index + 1 < end) {
-        start_readers(p, reader_chunk(*readers, index + 1), slice, next);
-        device::wait_for_copies<1>();
-      } else {
-        device::wait_for_copies<0>();
-      }
-      weigh_vertices<Product>(a, reader_chunk(*readers, index), group, first_layer, shared);
+    const auto place = [&](int turn) { return shared + kChunksAt + turn % 2 * kChunkBytes; };
+    const auto start = [&](int turn) {
+      start_readers(p, reader_chunk(*readers, begin + turn), slice, place(turn));
+    };
+    if (begin < end) start(0);
+    each_in_turn(end - begin, start, [&](int turn) {
+      weigh_vertices<Product>(a, reader_chunk(*readers, begin + turn), group, first_layer, shared);
       __syncthreads();
-      product.add(shared, here, rows, p.channels - first);
-      __syncthreads();
-    }
+      product.add(shared, place(turn), rows, p.channels - first);
+    });
     float* const to =
         a.partial +
         ((static_cast<std::int64_t>(token) * a.groups + group) * p.layers + first_layer) *

@@ -8,7 +8,6 @@ namespace brainfast::cuda {
 // Shared memory: the tile's weights, two chunks of tokens, the slots.
 constexpr int kChunksAt = kTile * kRowBytes;
 constexpr int kSlotsAt = kChunksAt + 2 * kChunkBytes;
-constexpr int kResidentBlocks = 3;  // of a multiprocessor: what registers and memory allow
 constexpr int kForwardBytes = kSlotsAt + 64;
 static_assert(sizeof(SharedSlots) <= 64);
 
@@ -35,7 +34,7 @@ class TileLoader {
     const unsigned char* const rows =
         p_.weight + static_cast<std::int64_t>(slice) * (p_.vertices + 1) * kRowBytes;
     for (int half = 0; half < kTile / kChunk; ++half) {
-      copy_chunk(shared_ + half * kChunkBytes, rows, [&](int r) -> std::int64_t {
+      copy_rows(shared_ + half * kChunkBytes, rows, kChunk, [&](int r) -> std::int64_t {
         const int v = half * kChunk + r;
         return v < tile.count ? tile.begin + v : p_.vertices;
       });
@@ -45,8 +44,8 @@ class TileLoader {
 
   // Into one of two places, as `turn` is even or odd.
   __device__ void start_chunk(const Tile& tile, int group, int slice, int chunk, int turn) const {
-    copy_chunk(place(turn), x_.data + slice * x_.rows * kRowBytes,
-               [&](int r) { return token_row(p_, x_, tile, group, chunk * kChunk + r); });
+    copy_rows(place(turn), x_.data + slice * x_.rows * kRowBytes, kChunk,
+              [&](int r) { return token_row(p_, x_, tile, group, chunk * kChunk + r); });
     device::commit_copies();
   }
 
@@ -56,7 +55,6 @@ class TileLoader {
   template <class Ready, class Use>
   __device__ void each_chunk(const Tile& tile, int group, int slice, bool fresh, Ready&& ready,
                              Use&& use) const {
-    const int last = chunks(tile) - 1;
     if (fresh) start_weight(tile, slice);
     start_chunk(tile, group, slice, 0, 0);
     if (fresh) {
@@ -64,17 +62,9 @@ class TileLoader {
       __syncthreads();
       ready();
     }
-    for (int chunk = 0; chunk <= last; ++chunk) {
-      if (chunk < last) {
-        start_chunk(tile, group, slice, chunk + 1, chunk + 1);
-        device::wait_for_copies<1>();
-      } else {
-        device::wait_for_copies<0>();
-      }
-      __syncthreads();
-      use(chunk, place(chunk));
-      __syncthreads();
-    }
+    each_in_turn(
+        chunks(tile), [&](int chunk) { start_chunk(tile, group, slice, chunk, chunk); },
+        [&](int chunk) { use(chunk, place(chunk)); });
   }
 
   __device__ unsigned char* weight() const { return shared_; }
@@ -90,8 +80,7 @@ class TileLoader {
 
   // Channels of a slice in units of `unit`, rounded up.
   __device__ int steps(int slice, int width, int unit) const {
-    const int left = p_.channels - slice * width;
-    return ((left < width ? left : width) + unit - 1) / unit;
+    return steps_of_slice(p_.channels, slice, width, unit);
   }
 
  private:
@@ -99,12 +88,5 @@ class TileLoader {
   const TokenRows& x_;
   unsigned char* shared_;
 };
-
-// Sums over the lanes whose columns hold the same images, `apart` being the first such distance;
-// the lanes of one vertex are `lanes`.
-__device__ inline float add_lanes(float value, int apart, int lanes) {
-  for (int step = apart; step < lanes; step *= 2) value += __shfl_xor_sync(~0u, value, step);
-  return value;
-}
 
 }  // namespace brainfast::cuda

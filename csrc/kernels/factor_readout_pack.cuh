@@ -1,51 +1,9 @@
 // Brings parameters, tokens and the gradient of y into the form that the products read.
 #pragma once
 
-#include <bit>
-
 #include "factor_readout_order.cuh"
 
 namespace brainfast::cuda {
-
-constexpr int kPackThreads = 256;
-constexpr int kRowPieces = kRowData / 16, kRowPairs = kRowPieces / 2;
-
-__device__ inline float load_number(const void* numbers, std::int64_t index, Kind kind) {
-  if (kind == Kind::float32) return static_cast<const float*>(numbers)[index];
-  return device::from_bfloat(static_cast<const unsigned short*>(numbers)[index]);
-}
-
-__device__ inline unsigned bits_of(float value) {
-#if defined(__CUDACC__)
-  return __float_as_uint(value);
-#else
-  return std::bit_cast<unsigned>(value);
-#endif
-}
-
-// Two numbers of a row as bfloat16: rounded, or what rounding takes away where `low`.
-__device__ inline unsigned pack_pair(float first, float second, bool low) {
-  if (low) {
-    first -= device::from_bfloat(device::to_bfloat(first));
-    second -= device::from_bfloat(device::to_bfloat(second));
-  }
-  return device::pack_bfloats(first, second);
-}
-
-// 16 bytes of a row whose channel c is number(c).
-template <class Number>
-__device__ inline uint4 pack_piece(int piece, Precision precision, Number&& number) {
-  if (precision == Precision::fp32) {
-    const int c = piece * 4;
-    return {bits_of(number(c)), bits_of(number(c + 1)), bits_of(number(c + 2)),
-            bits_of(number(c + 3))};
-  }
-  const bool low = precision == Precision::bf16x3 && piece >= kRowPieces / 2;
-  const int c = (low ? piece - kRowPieces / 2 : piece) * 8;
-  return {pack_pair(number(c), number(c + 1), low), pack_pair(number(c + 2), number(c + 3), low),
-          pack_pair(number(c + 4), number(c + 5), low),
-          pack_pair(number(c + 6), number(c + 7), low)};
-}
 
 // What belongs to the vertex at each place of the order, its weights apart.
 __global__ void pack_vertices(Vertices p, const float* __restrict__ space /* [V,2] */,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "factor_readout_loader.cuh"
+#include "image_sums.cuh"
 
 namespace brainfast::cuda {
 
@@ -28,59 +29,6 @@ __device__ inline float output_gradient(const SelectorArguments& a, const Tile& 
                                         std::int64_t image) {
   if (vertex >= tile.count) return 0.0f;
   return a.grad_output[image * a.vertices.vertices + tile.begin + vertex];
-}
-
-// sums [terms,kTile] of a chunk: dots times the gradient of y, over a group of images.
-template <class Products>
-__device__ void sum_images(const SelectorArguments& a, const TileLoader& load, const Tile& tile,
-                           const Products& products, int group, int slice, int chunk,
-                           const unsigned char* rows, float* sums) {
-  float grad[Products::kRows][2];
-#pragma unroll
-  for (int r = 0; r < Products::kRows; ++r) {
-#pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      grad[r][side] = output_gradient(a, tile, products.vertex(r),
-                                      group * kTrainingImages + products.column() + side);
-    }
-  }
-  const int own = products.column() / 2;  // the row that this lane writes
-  products.multiply(rows, load.columns(tile, chunk), load.steps(slice, 16 * Products::kSteps, 16),
-                    tile.count, [&](int column, const float (&dots)[Products::kRows][2]) {
-                      float sum = 0;
-#pragma unroll
-                      for (int r = 0; r < Products::kRows; ++r) {
-                        const float part =
-                            add_lanes(dots[r][0] * grad[r][0] + dots[r][1] * grad[r][1], 1, 4);
-                        sum = r == own ? part : sum;
-                      }
-                      sums[column / kTrainingImages * kTile + products.vertex(own)] = sum;
-                    });
-}
-
-__device__ inline void sum_images(const SelectorArguments& a, const TileLoader& load,
-                                  const Tile& tile, const ScalarTile& products, int group,
-                                  int slice, int, const unsigned char* rows, float* sums) {
-  float grad[ScalarTile::kRows];
-#pragma unroll
-  for (int r = 0; r < ScalarTile::kRows; ++r) {
-    grad[r] =
-        output_gradient(a, tile, products.vertex(r), group * kTrainingImages + products.column());
-  }
-  const int steps = load.steps(slice, slice_channels(Precision::fp32), 4);
-  products.multiply(load.weight(), rows, steps,
-                    [&](const float (&dots)[ScalarTile::kRows][ScalarTile::kColumns]) {
-#pragma unroll
-                      for (int j = 0; j < ScalarTile::kColumns; ++j) {
-#pragma unroll
-                        for (int r = 0; r < ScalarTile::kRows; ++r) {
-                          const float sum = add_lanes(dots[r][j] * grad[r], 1, 8);
-                          if (products.column() == j) {
-                            sums[j * kTile + products.vertex(r)] = sum;
-                          }
-                        }
-                      }
-                    });
 }
 
 // Adds a chunk's sums to the gradients of this thread's vertex; `first` where there are none yet.
@@ -138,12 +86,19 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     for (int group = 0; group < a.tokens.groups; ++group) {
       for (int slice = 0; slice < a.vertices.slices; ++slice) {
         const auto ready = [&] { products.load_weight(load.weight()); };
-        load.each_chunk(tile, group, slice, group == 0 || a.vertices.slices > 1, ready,
-                        [&](int chunk, const unsigned char* rows) {
-                          sum_images(a, load, tile, products, group, slice, chunk, rows, sums);
-                          __syncthreads();
-                          add_terms(a, tile, chunk, group == 0 && slice == 0, sums, corners);
-                        });
+        load.each_chunk(
+            tile, group, slice, group == 0 || a.vertices.slices > 1, ready,
+            [&](int chunk, const unsigned char* rows) {
+              sum_images(
+                  products, load.weight(), rows, load.columns(tile, chunk),
+                  load.steps(slice, Products::kWidth, Products::kUnit), tile.count,
+                  [&](int vertex, int lane) {
+                    return output_gradient(a, tile, vertex, group * kTrainingImages + lane);
+                  },
+                  [&](int term, int vertex, float sum) { sums[term * kTile + vertex] = sum; });
+              __syncthreads();
+              add_terms(a, tile, chunk, group == 0 && slice == 0, sums, corners);
+            });
       }
     }
     write_selectors(a, tile, corners);

@@ -8,10 +8,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <functional>
-#include <stdexcept>
 #include <vector>
 
+#include "device_buffer.h"
 #include "expect.h"
 #include "kernels/factor_readout.cu"
 #include "naive_readout.h"
@@ -40,30 +39,6 @@ const std::vector<Case> kCases = {
     {2, {49, 3, 9, 4, 4, false}, Points::borders},
     {2, {49, 3, 9, 4, 4, true}, Points::borders},
 };
-
-// Device memory: of the size that was asked for, and all NaN.
-class Buffer {
- public:
-  explicit Buffer(std::int64_t bytes) : words_(bytes / 16), bytes_(bytes) {
-    EXPECT(bytes % 16 == 0);
-    std::memset(static_cast<void*>(words_.data()), 0xFF, bytes);
-  }
-  cuda::Memory memory() { return {words_.data(), bytes_}; }
-
- private:
-  std::vector<uint4> words_;
-  std::int64_t bytes_;
-};
-
-std::vector<unsigned short> as_bfloats(const std::vector<float>& numbers) {
-  std::vector<unsigned short> found;
-  for (float number : numbers) found.push_back(device::to_bfloat(number));
-  return found;
-}
-
-void round_to_bfloat(std::vector<float>& numbers) {
-  for (float& number : numbers) number = device::from_bfloat(device::to_bfloat(number));
-}
 
 // For bf16, tokens and weights that are exact in it: products are then those of float32.
 Arguments<float> arguments_of(const Case& test, Precision precision) {
@@ -115,17 +90,6 @@ Found run(const Case& test, const Arguments<float>& a, const std::vector<float>&
   cuda::backward(shape, precision, packed.memory(), tokens, grad_output.data(), room.memory(),
                  found.grads.gradients(), {});
   return found;
-}
-
-template <class T, class U>
-bool close(const std::vector<T>& found, const std::vector<U>& wanted, double tolerance) {
-  double largest = 0, error = 0;
-  for (std::size_t i = 0; i < wanted.size(); ++i) {
-    largest = std::max(largest, std::abs(static_cast<double>(wanted[i])));
-    const double difference = std::abs(static_cast<double>(found[i]) - wanted[i]);
-    error = std::isnan(difference) ? INFINITY : std::max(error, difference);
-  }
-  return found.size() == wanted.size() && error <= tolerance * (largest + 1e-3);
 }
 
 bool same_bits(Found& a, Found& b) {
@@ -239,15 +203,6 @@ void test_not_finite() {
       EXPECT(v == 5 ? std::isnan(found.response[v]) : found.response[v] == sound.response[v]);
     }
   }
-}
-
-bool refused(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const std::invalid_argument&) {
-    return true;
-  }
-  return false;
 }
 
 void test_refusals() {

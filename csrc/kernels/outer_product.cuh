@@ -5,7 +5,7 @@
 // of a slice] stays in registers over all chunks.
 #pragma once
 
-#include "factor_readout_device.cuh"
+#include "packed_rows.cuh"
 
 namespace brainfast::cuda {
 
