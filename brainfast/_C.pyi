@@ -293,6 +293,102 @@ class CudaFactorReadout:
         stream: int,
     ) -> None: ...
 
+class CudaFactorProjection:
+    """In builds with CUDA alone. Memory is (address, bytes); arrays are addresses on `device`.
+
+    Tokens of a layer are (address, strides of image, token and channel, address of the class token
+    or 0, its strides of image and channel).
+    """
+
+    def __init__(
+        self,
+        latent: int,
+        tokens: Sequence[int],  # T_l a layer
+        channels: Sequence[int],  # C_l a layer
+        precision: str = "fp32",
+    ) -> None: ...
+    @property
+    def factor_bytes(self) -> int: ...
+    def scratch_bytes(self, images: int) -> int: ...
+    def gradient_bytes(self, images: int) -> int: ...
+    def pack(
+        self,
+        packed: tuple[int, int],
+        filters: Sequence[int],  # [K,C_l] a layer
+        maps: Sequence[int],  # [K,T_l] a layer
+        bias: int,  # [K], or 0
+        *,
+        dtype: str,
+        device: int,
+        stream: int,
+    ) -> None: ...
+    def forward(
+        self,
+        packed: tuple[int, int],
+        scratch: tuple[int, int],
+        images: int,
+        tokens: Sequence[tuple[int, tuple[int, int, int], int, tuple[int, int]]],
+        *,
+        dtype: str,
+        out: int,  # [B,K]
+        device: int,
+        stream: int,
+    ) -> None: ...
+    def backward(
+        self,
+        packed: tuple[int, int],
+        scratch: tuple[int, int],
+        images: int,
+        grad_output: int,  # [B,K]
+        tokens: Sequence[tuple[int, tuple[int, int, int], int, tuple[int, int]]],  # of one layer
+        *,
+        dtype: str,
+        out: Sequence[int],  # tokens, filters, maps; 0 where not wanted
+        device: int,
+        stream: int,
+    ) -> None: ...
+
+class CudaVertexEmbed:
+    """In builds with CUDA alone. Memory is (address, bytes); arrays are addresses on `device`."""
+
+    def __init__(self, vertices: int, latent: int, precision: str = "fp32") -> None: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    def reads_in_place(self, weight: int, *, dtype: str) -> bool: ...
+    def pack(
+        self,
+        packed: tuple[int, int],
+        weight: int,  # [V,K]
+        bias: int,  # [V]
+        *,
+        dtype: str,
+        device: int,
+        stream: int,
+    ) -> None: ...
+    def forward(
+        self,
+        packed: tuple[int, int],
+        images: int,
+        latent: int,  # [B,K]
+        *,
+        dtype: str,
+        out: int,  # [B,V]
+        device: int,
+        stream: int,
+    ) -> None: ...
+    def forward_in_place(
+        self,
+        weight: int,  # [V,K]
+        bias: int,  # [V]
+        images: int,
+        latent: int,  # [B,K]
+        *,
+        dtype: str,
+        out: int,  # [B,V]
+        device: int,
+        stream: int,
+    ) -> None: ...
+
 def isa(precision: str = "fp32") -> str: ...
 def supported_isas(precision: str = "fp32") -> list[str]: ...
 def num_threads() -> int: ...

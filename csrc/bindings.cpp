@@ -241,6 +241,7 @@ PYBIND11_MODULE(_C, m) {
   bind_vertex_embed(m);
 #if defined(BRAINFAST_CUDA_KERNELS)
   bind_cuda(m);
+  bind_cuda_blobgpt(m);
 #endif
   m.def(
       "isa",

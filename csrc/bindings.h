@@ -59,6 +59,8 @@ void bind_align_tokens(py::module_& m);
 void bind_factor_projection(py::module_& m);
 void bind_factor_readout_workspace(py::module_& m);
 void bind_vertex_embed(py::module_& m);
-void bind_cuda(py::module_& m);  // in builds with CUDA
+// In builds with CUDA.
+void bind_cuda(py::module_& m);
+void bind_cuda_blobgpt(py::module_& m);
 
 }  // namespace brainfast

@@ -60,6 +60,14 @@ __device__ __forceinline__ void copy_async(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
 }
 
+// The same, or 16 zero bytes; `from` is an address that may be read in any case.
+__device__ __forceinline__ void copy_async_or_zero(void* to, const void* from, bool real) {
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
+               "r"(real ? 16 : 0)
+               : "memory");
+}
+
 // Closes a group of this thread's copies.
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -117,6 +117,11 @@ inline void copy_async(void* to, const void* from) {
   }
 }
 
+inline void copy_async_or_zero(void* to, const void* from, bool real) {
+  alignas(16) static constexpr unsigned char kZeros[16] = {};
+  copy_async(to, real ? from : kZeros);
+}
+
 inline void commit_copies() { ++Block::current().fiber().copy_group; }
 
 template <int kPending>

@@ -52,6 +52,7 @@ def build(folder: Path, sanitizers: str, *targets: str) -> Path:
 def test_kernels_and_pool_under_address_and_undefined(tmp_path: Path) -> None:
     names = [
         "test_align_tokens",
+        "test_blobgpt_cuda_emulated",
         "test_factor_projection",
         "test_factor_readout",
         "test_factor_readout_cuda_emulated",

@@ -297,6 +297,18 @@ inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 inline int atomicAdd(int* at, int value) { return std::exchange(*at, *at + value); }
 
+// Blocks run one after another, and each sees at once what another has written.
+inline void __threadfence() {}
+
+template <class T>
+T __ldcg(const T* from) {
+  return *from;
+}
+
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+
 struct alignas(16) float4 {
   float x, y, z, w;
 };
