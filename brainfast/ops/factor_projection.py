@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import _C
-from . import reference
+from . import cuda_kernels, factor_projection_cuda, reference
 from .arguments import (
     check_tensors,
     compute_dtype,
@@ -29,9 +29,12 @@ def factor_projection(
     """p[b,k] = sum_t maps[k,t] (filters[k] . tokens[b,t]).
 
     B and K may be 0. float32, bfloat16 and float16 are computed and answered in float32, each
-    gradient in its argument's dtype; float64 goes with float64 only. On the CPU the compiled
-    kernels run and [B,T,K] never exists; on other devices `reference.factor_projection` runs. The
-    same bits for any number of threads.
+    gradient in its argument's dtype; float64 goes with float64 only. The compiled kernels run on
+    the CPU and, but for float64, on CUDA, and [B,T,K] never exists; elsewhere
+    `reference.factor_projection` runs. The same bits on every run and for any number of threads.
+
+    On CUDA nothing waits for the device, so that a graph can capture a call once another has gone
+    before it.
     Errors: a wrong rank, size, dtype or device is a BrainfastError.
     Source: BlobGPT, "Feature projection".
     """
@@ -43,6 +46,8 @@ def factor_projection(
 
 @torch.library.custom_op("brainfast::factor_projection", mutates_args=())
 def _project(tokens: torch.Tensor, filters: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    if _on_cuda_kernels(tokens):
+        return factor_projection_cuda.forward(tokens, filters, maps)
     tensors = in_compute_dtype(tokens, filters, maps)
     if tokens.device.type != "cpu":
         return reference.factor_projection(*tensors)
@@ -62,7 +67,9 @@ def _project_backward(
     tensors = in_compute_dtype(*inputs)
     grad_output = grad_output.to(tensors[0].dtype)
     found: Sequence[Any]
-    if tokens.device.type != "cpu":
+    if _on_cuda_kernels(tokens):
+        found = factor_projection_cuda.backward(grad_output, *inputs, needs)
+    elif tokens.device.type != "cpu":
         found = reference.factor_projection_backward(grad_output, *tensors)
     else:
         arrays = numpy_arrays(grad_output, *tensors)
@@ -93,3 +100,7 @@ def _differentiate(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | 
 
 
 _project.register_autograd(_differentiate, setup_context=_save)
+
+
+def _on_cuda_kernels(tokens: torch.Tensor) -> bool:
+    return cuda_kernels.may_take(tokens) and factor_projection_cuda.usable(tokens.device)

@@ -9,7 +9,7 @@ import torch
 
 from .. import _C
 from ..errors import BrainfastError
-from . import factor_readout_cuda, reference
+from . import cuda_kernels, factor_readout_cuda, reference
 from .arguments import (
     check_tensors,
     compute_dtype,
@@ -153,9 +153,7 @@ _readout.register_autograd(_differentiate, setup_context=_save)
 
 
 def _on_cuda_kernels(local: torch.Tensor) -> bool:
-    if local.device.type != "cuda" or local.dtype == torch.float64:
-        return False
-    return factor_readout_cuda.usable(local.device)
+    return cuda_kernels.may_take(local) and factor_readout_cuda.usable(local.device)
 
 
 def check_arguments(tensors: dict[str, torch.Tensor]) -> None:

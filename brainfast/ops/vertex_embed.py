@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .. import _C
-from . import reference
+from . import cuda_kernels, reference, vertex_embed_cuda
 from .arguments import check_tensors, compute_dtype, in_compute_dtype, numpy_arrays
 
 _LETTERS = {"latent": "BK", "weight": "VK", "bias": "V"}
@@ -21,10 +21,13 @@ def vertex_embed(
     """y[b,v] = weight[v] . latent[b] + bias[v].
 
     B and V may be 0. float32, bfloat16 and float16 are computed and answered in float32, each
-    gradient in its argument's dtype; float64 goes with float64 only. On the CPU the compiled
-    kernels read the weights once, and a response has the same bits in any subset of vertices, any
-    batch and for any number of threads; on other devices `reference.vertex_embed` runs. The
-    gradients are torch's own matrix products.
+    gradient in its argument's dtype; float64 goes with float64 only. The compiled kernels run on
+    the CPU and, but for float64, on CUDA: they read the weights once, and a response has the same
+    bits in any subset of vertices, any batch and for any number of threads; elsewhere
+    `reference.vertex_embed` runs. The gradients are torch's own matrix products.
+
+    On CUDA nothing waits for the device, so that a graph can capture a call once another has gone
+    before it.
     Errors: a wrong rank, size, dtype or device is a BrainfastError.
     Source: BlobGPT, "PCA fMRI activity embedding".
     """
@@ -36,6 +39,8 @@ def vertex_embed(
 
 @torch.library.custom_op("brainfast::vertex_embed", mutates_args=())
 def _embed(latent: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    if _on_cuda_kernels(latent):
+        return vertex_embed_cuda.forward(latent, weight, bias)
     tensors = in_compute_dtype(latent, weight, bias)
     if latent.device.type != "cpu":
         return reference.vertex_embed(*tensors)
@@ -65,3 +70,7 @@ def _differentiate(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | 
 
 
 _embed.register_autograd(_differentiate, setup_context=_save)
+
+
+def _on_cuda_kernels(latent: torch.Tensor) -> bool:
+    return cuda_kernels.may_take(latent) and vertex_embed_cuda.usable(latent.device)

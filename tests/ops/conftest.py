@@ -1,15 +1,34 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Callable, Iterator
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from brainfast import _C
+from brainfast.ops import (
+    cuda_kernels,
+    factor_projection_cuda,
+    factor_readout_cuda,
+    vertex_embed_cuda,
+)
 
 Case = Callable[..., list[torch.Tensor]]
-
+ROOT = Path(__file__).parents[2]
+# Modules, whose names in brainfast.ops are those of the operators.
+OPERATORS = [
+    sys.modules[f"brainfast.ops.{name}"]
+    for name in ("factor_projection", "factor_readout", "vertex_embed")
+]
 
 FORCED = os.environ.get("BRAINFAST_ISA")
 
@@ -57,3 +76,57 @@ def make_case() -> Case:
         return [tensor.float().to(dtype).requires_grad_(grad) for tensor in case]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The CUDA kernels and their bindings, compiled for the host with the emulator."""
+    pybind11 = pytest.importorskip("pybind11")
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler is on PATH")
+    path = tmp_path_factory.mktemp("cuda") / "emulated_cuda.so"
+    folders = [
+        *(ROOT / "csrc", ROOT / "tests" / "csrc"),
+        *(pybind11.get_include(), sysconfig.get_path("include")),
+    ]
+    sources = ["tests/csrc/emulated_cuda_module.cpp", "csrc/runtime/cpu_features.cpp"]
+    subprocess.run(
+        [
+            *(compiler, "-std=c++20", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"),
+            *(f"-I{folder}" for folder in folders),
+            *(ROOT / source for source in sources),
+            *("-o", path),
+        ],
+        check=True,
+    )
+    loader = ExtensionFileLoader("emulated_cuda", str(path))
+    module = module_from_spec(spec_from_loader("emulated_cuda", loader))
+    loader.exec_module(module)
+    return module
+
+
+def need_gpu() -> None:
+    if not torch.cuda.is_available() and os.environ.get("BRAINFAST_REQUIRE_CUDA") != "1":
+        pytest.skip("no GPU that torch sees")
+
+
+@pytest.fixture(params=["emulated", "cuda"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the kernels run: on the host, with the CPU's tensors for the GPU's, or on a GPU."""
+    if request.param == "cuda":
+        need_gpu()
+        return "cuda"
+    module = request.getfixturevalue("emulated")
+    for glue in (factor_projection_cuda, factor_readout_cuda, vertex_embed_cuda):
+        monkeypatch.setattr(glue, "_C", module)
+    monkeypatch.setattr(cuda_kernels, "queue", lambda _: {"device": 0, "stream": 0})
+    for operator in OPERATORS:
+        monkeypatch.setattr(operator, "_on_cuda_kernels", lambda t: t.dtype != torch.float64)
+    return "cpu"
+
+
+@pytest.fixture
+def gpu() -> str:
+    need_gpu()
+    return "cuda"

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib.machinery import ExtensionFileLoader
-from importlib.util import module_from_spec, spec_from_loader
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,66 +11,13 @@ import torch
 
 from brainfast import _C
 from brainfast.errors import BrainfastError
-from brainfast.ops import factor_readout, factor_readout_cuda, reference
+from brainfast.ops import cuda_kernels, factor_readout, factor_readout_cuda, reference
 from brainfast.ops.factor_readout_cuda import CudaFactorReadoutPlan
 
-ROOT = Path(__file__).parents[2]
-OP = sys.modules["brainfast.ops.factor_readout"]
 NAMES = ("local", "global_", "space", "layer", "scale", "weight", "bias")
 SIZES = [(1, 1, 1, 1, 1, 1), (2, 17, 3, 130, 2, 2), (9, 15, 13, 5, 3, 2), (1, 70, 6, 20, 4, 1)]
 FULL_SIZES = [*SIZES, (2, 3000, 12, 128, 8, 8), (8, 500, 40, 17, 5, 3), (33, 130, 5, 512, 1, 7)]
 corners = pytest.mark.parametrize("align_corners", [False, True])
-
-
-@pytest.fixture(scope="session")
-def emulated(tmp_path_factory):
-    pybind11 = pytest.importorskip("pybind11")
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler is on PATH")
-    path = tmp_path_factory.mktemp("cuda") / "emulated_cuda.so"
-    folders = [
-        *(ROOT / "csrc", ROOT / "tests" / "csrc"),
-        *(pybind11.get_include(), sysconfig.get_path("include")),
-    ]
-    sources = ["tests/csrc/emulated_cuda_module.cpp", "csrc/runtime/cpu_features.cpp"]
-    subprocess.run(
-        [
-            *(compiler, "-std=c++20", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"),
-            *(f"-I{folder}" for folder in folders),
-            *(ROOT / source for source in sources),
-            *("-o", path),
-        ],
-        check=True,
-    )
-    loader = ExtensionFileLoader("emulated_cuda", str(path))
-    module = module_from_spec(spec_from_loader("emulated_cuda", loader))
-    loader.exec_module(module)
-    return module
-
-
-def need_gpu():
-    if not torch.cuda.is_available() and os.environ.get("BRAINFAST_REQUIRE_CUDA") != "1":
-        pytest.skip("no GPU that torch sees")
-
-
-@pytest.fixture(params=["emulated", "cuda"])
-def device(request, monkeypatch):
-    """Where the kernels run: on the host, with the CPU's tensors for the GPU's, or on a GPU."""
-    if request.param == "cuda":
-        need_gpu()
-        return "cuda"
-    kernels = request.getfixturevalue("emulated").CudaFactorReadout
-    monkeypatch.setattr(factor_readout_cuda, "_C", SimpleNamespace(CudaFactorReadout=kernels))
-    monkeypatch.setattr(factor_readout_cuda, "_queue", lambda _: {"device": 0, "stream": 0})
-    monkeypatch.setattr(OP, "_on_cuda_kernels", lambda local: local.dtype != torch.float64)
-    return "cpu"
-
-
-@pytest.fixture
-def gpu():
-    need_gpu()
-    return "cuda"
 
 
 def on(device, case, dtype=torch.float32):
@@ -231,18 +170,18 @@ def test_a_plan_names_what_is_wrong(device, make_case, change, words):
 
 
 def test_a_build_without_kernels_says_so_once(monkeypatch, recwarn):
-    monkeypatch.setattr(factor_readout_cuda, "_C", SimpleNamespace())
+    monkeypatch.setattr(cuda_kernels, "_C", SimpleNamespace())
     place = torch.device("cuda:77")
     assert not factor_readout_cuda.usable(place)
     assert not factor_readout_cuda.usable(place)
-    assert [factor_readout_cuda.BUILD in str(w.message) for w in recwarn] == [True]
+    assert [cuda_kernels.BUILD in str(w.message) for w in recwarn] == [True]
 
 
 def test_a_gpu_that_the_build_has_no_code_for_is_named(monkeypatch):
     problem = "no kernel image is available for execution on the device"
     info = {"problem": "", "architectures": "80-real", "devices": [{"problem": problem}]}
     fake = SimpleNamespace(CudaFactorReadout=None, cuda_info=lambda: info)
-    monkeypatch.setattr(factor_readout_cuda, "_C", fake)
+    monkeypatch.setattr(cuda_kernels, "_C", fake)
     with pytest.warns(UserWarning, match="no kernel image.*the build has code for 80-real"):
         assert not factor_readout_cuda.usable(torch.device("cuda:0"))
     factor_readout_cuda.usable.cache_clear()
@@ -337,7 +276,7 @@ def test_kernels_that_answer_otherwise_than_torch_are_not_used(device, monkeypat
         return grads
 
     monkeypatch.setattr(factor_readout_cuda, "backward", wrong)
-    monkeypatch.setattr(factor_readout_cuda, "_problem", lambda _: "")
+    monkeypatch.setattr(cuda_kernels, "find_problem", lambda *_: "")
     factor_readout_cuda.usable.cache_clear()
     with pytest.warns(UserWarning, match="gradients of weight differ from torch's by 0.01"):
         assert not factor_readout_cuda.usable(place)
