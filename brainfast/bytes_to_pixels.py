@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from .resize_weights import UNIT, fixed_point_weights, plain_weights
+from .resize_weights import UNIT, fixed_point_weights, plain_weights, rows_first
 
 if TYPE_CHECKING:
     from .preprocessing import Preprocessing
@@ -23,8 +24,8 @@ class BytesToPixels(nn.Module):
     """pixels = (resize(bytes) / 255 - mean) / std: what `images.preprocess` does, on any device.
 
     The resize is two products with constant matrices, of images of one `source` size (H, W). With
-    antialias it gives Pillow's bits as long as `exact`, which holds up to an 8-fold reduction for
-    bicubic; else, a byte that lies between two may come out as its neighbour.
+    antialias it gives the installed Pillow's bits as long as `exact`, which holds up to an 8-fold
+    reduction for bicubic; else, a byte that lies between two may come out as its neighbour.
     """
 
     rows: torch.Tensor
@@ -36,9 +37,15 @@ class BytesToPixels(nn.Module):
         super().__init__()
         self.source, self.size = source, preprocessing.size
         self.fixed_point = preprocessing.antialias or preprocessing.interpolation == "nearest"
-        self.exact = self.fixed_point
-        for axis, name in enumerate(("rows", "columns")):
-            self.register_buffer(name, self._weights(axis, preprocessing.interpolation))
+        self.exact, self.rows_first = self.fixed_point, False
+        weights: list[NDArray[Any]]
+        if self.fixed_point:
+            weights = self._fixed_point(preprocessing.interpolation)
+        else:
+            sides = zip(self.source, self.size, strict=True)
+            weights = [plain_weights(*pair, preprocessing.interpolation)[None] for pair in sides]
+        self.register_buffer("rows", _constant(weights[0]))
+        self.register_buffer("columns", _constant(weights[1].swapaxes(1, 2)))
         for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None])
 
@@ -49,26 +56,33 @@ class BytesToPixels(nn.Module):
         # Bytes become numbers first: TensorRT moves no bytes about.
         values = images.to(torch.float32).permute(0, 3, 1, 2)
         if self.fixed_point:
-            values = _rounded(values @ self.columns[0], values @ self.columns[1])
+            values = values if self.rows_first else self._resize_columns(values)
             values = _rounded(self.rows[0] @ values, self.rows[1] @ values)
+            values = self._resize_columns(values) if self.rows_first else values
         else:
             values = (self.rows[0] @ values) @ self.columns[0]
             values = torch.clamp(torch.round(values), 0, 255)
         return (values / 255 - self.mean) / self.std
 
-    def _weights(self, axis: int, interpolation: str) -> torch.Tensor:
-        """[digits, H, H0] of the rows, [digits, W0, W] of the columns."""
-        source, size = self.source[axis], self.size[axis]
-        if self.fixed_point:
-            weights = fixed_point_weights(source, size, interpolation)
+    def _resize_columns(self, values: torch.Tensor) -> torch.Tensor:
+        return _rounded(values @ self.columns[0], values @ self.columns[1])
+
+    def _fixed_point(self, interpolation: str) -> list[NDArray[np.int64]]:
+        """Two digits of every weight, [2,H,H0] of the rows and [2,W,W0] of the columns."""
+        sides = zip(self.source, self.size, strict=True)
+        whole = [fixed_point_weights(*pair, interpolation) for pair in sides]
+        order = rows_first(whole[0], whole[1], interpolation)
+        self.exact, self.rows_first = order is not None, bool(order)
+        digits = []
+        for weights in whole:
             high = (weights + DIGIT // 2) // DIGIT
-            digits = np.stack([high, weights - high * DIGIT])
-            self.exact = self.exact and bool((255 * np.abs(digits).sum(axis=2) < EXACT).all())
-        else:
-            digits = plain_weights(source, size, interpolation)[None]
-        if axis == 1:
-            digits = digits.swapaxes(1, 2)
-        return torch.from_numpy(np.ascontiguousarray(digits, dtype=np.float32))
+            digits.append(np.stack([high, weights - high * DIGIT]))
+            self.exact &= bool((255 * np.abs(digits[-1]).sum(axis=2) < EXACT).all())
+        return digits
+
+
+def _constant(weights: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))
 
 
 def _rounded(high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:

@@ -7,17 +7,19 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 UNIT = 1 << 22  # Pillow's fixed-point one for 8-bit channels
+PROBED = 64  # rows and columns of a resize that are compared
 
 
 def fixed_point_weights(source: int, size: int, interpolation: str) -> Integers:  # [size,source]
     """Pillow's weights of one axis: out = clip((weights @ bytes + UNIT / 2) // UNIT, 0, 255).
 
     The filter widens as the image shrinks (antialias) and is cut off and normalised at the borders.
-    The product and the rounding are Pillow's own, to the bit; it does the columns first.
+    The product and the rounding are Pillow's own, to the bit; see `rows_first` for their order.
     """
     if source == size:
         return np.diag(np.full(size, UNIT, dtype=np.int64))
@@ -36,6 +38,31 @@ def fixed_point_weights(source: int, size: int, interpolation: str) -> Integers:
     weights = np.where((pixel >= first) & (pixel < last), weights, 0.0)
     weights *= 1.0 / weights.sum(axis=1, keepdims=True)
     return np.trunc(weights * UNIT + np.copysign(0.5, weights)).astype(np.int64)
+
+
+def rows_first(
+    rows: Integers,  # [H,H0]
+    columns: Integers,  # [W,W0]
+    interpolation: str,
+) -> bool | None:
+    """Whether the installed Pillow resizes rows before columns; None where it does neither.
+
+    Pillow 13 begins with the rows where the height shrinks much more than the width, and the
+    bytes between the two products are rounded. So a resize of noise is asked.
+    """
+    source, size = (rows.shape[1], columns.shape[1]), (len(rows), len(columns))
+    noise = np.random.default_rng(0).integers(0, 256, source, dtype=np.uint8)
+    resized = Image.fromarray(noise).resize(size[::-1], Image.Resampling[interpolation.upper()])
+    some = np.ix_(*(np.linspace(0, side - 1, min(side, PROBED)).astype(int) for side in size))
+    wanted, values = np.asarray(resized)[some], noise.astype(np.float64)  # holds the sums exactly
+    rows, columns = rows[some[0][:, 0]], columns[some[1][0]]
+    if np.array_equal(_rounded(rows @ _rounded(values @ columns.T)), wanted):
+        return False
+    return True if np.array_equal(_rounded(_rounded(rows @ values) @ columns.T), wanted) else None
+
+
+def _rounded(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.clip((sums + UNIT / 2) // UNIT, 0, 255)
 
 
 def plain_weights(source: int, size: int, interpolation: str) -> Floats:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from brainfast.bytes_to_pixels import BytesToPixels
 from brainfast.images import Preprocessing, preprocess
@@ -21,7 +22,10 @@ def pictures(count, height, width, seed=0):
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize(
     ("source", "size"),
-    [((425, 425), (224, 224)), ((37, 90), (32, 48)), ((32, 64), (32, 32)), ((20, 20), (64, 31))],
+    [
+        *(((425, 425), (224, 224)), ((37, 90), (32, 48)), ((32, 64), (32, 32))),
+        *(((20, 20), (64, 31)), ((40, 30), (32, 32)), ((500, 333), (224, 224))),  # rows first
+    ],
 )
 def test_antialiased_resize_is_pillows_to_the_bit(interpolation, source, size):
     settings = Preprocessing(size=size, interpolation=interpolation, mean=MEAN, std=STD)
@@ -30,6 +34,36 @@ def test_antialiased_resize_is_pillows_to_the_bit(interpolation, source, size):
     assert module.exact
     pixels = module(torch.from_numpy(images)).numpy()
     assert np.array_equal(pixels, preprocess(list(images), settings))
+
+
+def test_a_pillow_that_resizes_otherwise_is_not_called_exact(monkeypatch):
+    settings = Preprocessing(size=(32, 32), mean=MEAN, std=STD)
+    assert BytesToPixels((41, 37), settings).exact
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda image, size, _: resize(image, size, Image.Resampling.HAMMING)
+    )
+    assert not BytesToPixels((41, 37), settings).exact
+
+
+def test_both_orders_of_rows_and_columns_are_found(monkeypatch):
+    settings = Preprocessing(size=(32, 32), mean=MEAN, std=STD)
+    images = pictures(2, 41, 37)
+
+    def in_turn(first):
+        def resize(image, size, interpolation):
+            between = (image.width, size[1]) if first else (size[0], image.height)
+            return original(original(image, between, interpolation), size, interpolation)
+
+        return resize
+
+    original = Image.Image.resize
+    for first in (True, False):
+        monkeypatch.setattr(Image.Image, "resize", in_turn(first))
+        module = BytesToPixels((41, 37), settings)
+        assert (module.exact, module.rows_first) == (True, first)
+        found = module(torch.from_numpy(images)).numpy()
+        assert np.array_equal(found, preprocess(list(images), settings))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
