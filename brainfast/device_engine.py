@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from .folded import FoldedFactorTopy
 from .folded_blobgpt import FoldedBlobGPT
 from .images import Bytes, preprocess
 from .machine import available_memory, usable_cores
-from .runtimes import place_trunk
+from .runtimes import check_trunk_precision, place_trunk
 from .strict_fp32 import strict_fp32
 
 if TYPE_CHECKING:
@@ -53,8 +53,9 @@ class DeviceRunner:
     are resized on the host: the first batch of a size, batches of several sizes, and sizes whose
     sums float32 does not hold exactly.
 
-    trunk: torch module, pixels [B,3,H,W] -> Tokens, moved and converted as by `TorchRuntime`;
-    fp32 is strict. preprocessing: `brainfast.images.Preprocessing`, or an object with its fields.
+    trunk: torch module, pixels [B,3,H,W] -> Tokens, moved and converted as by `TorchRuntime`, in
+    trunk_precision "fp32", which is strict, or "bf16". preprocessing: of `brainfast.images`, or an
+    object with its fields.
     Any number of threads may call one runner; `slots` of their calls are on the device at once,
     each with buffers and graphs of its own, the others wait. On the CPU the same code runs without
     graphs.
@@ -66,7 +67,7 @@ class DeviceRunner:
         head: DeviceHead,
         preprocessing: Preprocessing,
         device: torch.device | str,
-        trunk_precision: Literal["fp32", "bf16"] = "fp32",
+        trunk_precision: str = "fp32",
         *,
         slots: int = 1,
     ) -> None:
@@ -74,7 +75,7 @@ class DeviceRunner:
             raise BrainfastError("slots", expected="at least 1", got=str(slots))
         self.device = torch.empty(0, device=device).device
         self.head, self.preprocessing = head, preprocessing
-        self.trunk_precision = trunk_precision
+        self.trunk_precision = check_trunk_precision(trunk_precision)
         self._trunk = place_trunk(trunk, self.device, trunk_precision)
         self._lock = threading.Lock()
         self._met: deque[Size] = deque(maxlen=SIZES)

@@ -153,14 +153,15 @@ class Encoder:
     ) -> Engine:
         """Fold the head, pack its weights, open the trunk runtime and check the golden responses.
 
-        device: of the trunk, "auto" takes a GPU where there is one. vertices: region names,
+        device: "auto" takes a GPU where there is one, for all of `predict`. vertices: region names,
         indices or a mask. runtime="onnx" writes `trunk.onnx` into `folder`, where it is not yet;
         "compile" takes half a minute and a C++ compiler, see `CompiledRuntime`.
         """
         opened = compile_trunk(self.trunk, runtime, device, trunk_precision, folder, threads)
         head = self.fold().with_precision(precision)
-        self.golden.check(opened, head, self.card.trunk.preprocessing)
-        return Engine(opened, head, self.space, self.card).take(vertices)
+        engine = Engine(opened, head, self.space, self.card)
+        engine.check(self.golden)
+        return engine.take(vertices)
 
     def twin(self, images: Any) -> NDArray[np.float64]:
         """Responses [B,V] by Listing 1 in float64 on the trunk's fp32 tokens: the yardstick."""

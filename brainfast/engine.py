@@ -1,26 +1,32 @@
-"""The engine: trunk runtime and folded head, from images to responses. Works without torch."""
+"""The engine: trunk runtime and folded head, from images to responses. Works without torch.
+
+Where the trunk is on a GPU, so is all of `predict`: see `device_engine`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .card import Card
+from .device_path import DevicePath, place
 from .errors import BrainfastError
 from .files import load_tensors
 from .folded import Precision
 from .folded_blobgpt import GROUP
 from .golden import Golden
 from .heads import FoldedHead, read_head, read_heads
-from .images import as_sequence, iter_pixels
+from .images import as_sequence, iter_bytes, iter_pixels
 from .response import Response
 from .runtimes import OnnxRuntime, TrunkRuntime, open_trunk
 from .tokens import Tokens
 from .vertex_space import Selection, VertexSpace
+
+if TYPE_CHECKING:
+    from .card import Card
 
 VERTICES_FILE = "vertices.safetensors"
 TRUNK_FILE = "trunk.safetensors"
@@ -41,6 +47,7 @@ class Engine:
                 "head", expected=f"{space.V} vertices, as the vertex space", got=str(head.V)
             )
         self.runtime, self.head, self.space, self.card = runtime, head, space, card
+        self._device = DevicePath(runtime, head, card.trunk.preprocessing)
 
     @classmethod
     def load(
@@ -62,8 +69,11 @@ class Engine:
         runtime="onnx" needs `trunk.onnx` in the folder and no torch; "auto" takes it where it lies
         in the folder and the trunk is asked for in fp32 on the CPU, else torch. "compile" takes
         half a minute and a C++ compiler, see `CompiledRuntime`. vertices: region names, indices or
-        a mask. A GPU is used with runtime="torch" only.
+        a mask. A GPU is used with runtime="torch" only; `predict` then leaves it with the responses
+        alone, and the golden ones are checked on that way.
         """
+        from .card import Card  # and with it pydantic, which an engine in memory does without
+
         folder = Path(folder)
         card = Card.read(folder)
         space = read_space(folder, card, subject)
@@ -73,8 +83,9 @@ class Engine:
             else read_heads(folder, card, [subject])[subject]
         ).with_precision(precision)
         trunk = open_runtime(folder, card, runtime, device, trunk_precision, threads)
-        Golden.load(folder, subject).check(trunk, head, card.trunk.preprocessing)
-        return cls(trunk, head, space, card).take(vertices)
+        engine = cls(trunk, head, space, card)
+        engine.check(Golden.load(folder, subject))
+        return engine.take(vertices)
 
     def take(self, vertices: Selection) -> Engine:
         """The same engine for some vertices: region names, indices or a mask; None keeps all."""
@@ -85,8 +96,20 @@ class Engine:
 
     def predict(self, images: Any, *, batch_size: int = 32) -> Response:
         """Responses [B,V] in z units to paths, PIL images or uint8 arrays, one or many."""
-        rows = [self.head.run(tokens) for tokens in self._tokens(images, batch_size)]
+        runner = self._device.runner()
+        if runner is None:
+            rows = [self.head.run(tokens) for tokens in self._tokens(images, batch_size)]
+        else:
+            rows = [runner.predict(batch) for batch in iter_bytes(images, batch_size)]
         return Response(np.concatenate(rows), self.space)
+
+    def check(self, golden: Golden) -> float:
+        """Answer golden images on the way that `predict` takes, see `Golden.check`."""
+        runner = self._device.runner()
+        if runner is None:
+            return golden.check(self.runtime, self.head, self.card.trunk.preprocessing)
+        found = runner.predict(golden.images)[:, golden.vertices]
+        return golden.compare(found, self.head, self.runtime)
 
     def tokens(self, images: Any, *, batch_size: int = 32) -> Tokens:
         """Raw trunk tokens of some images, numpy float32."""
@@ -111,10 +134,21 @@ class Engine:
         """Fold objectives [O,V] on the response onto the tokens, see `folded.Template`."""
         return self.head.template(weights)
 
-    def warm_up(self) -> None:
-        """Run one blank image, so that the first real one is as fast as the next."""
-        height, width = self.card.trunk.preprocessing.size
-        self.predict(np.zeros((1, height, width, 3), dtype=np.uint8))
+    def warm_up(
+        self,
+        batch_sizes: Sequence[int] = (1,),
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        """Run blank images, so that the first real batch is as fast as the next.
+
+        On a GPU every batch size is captured, for images of any size; those of `sizes` (H, W), the
+        trunk's own where None, are then resized on the GPU.
+        """
+        self._device.warm_up(self.predict, batch_sizes, sizes)
+
+    def keep_warm(self, every_ms: float | None = 5.0) -> None:
+        """Keep a GPU's clocks up between images, see `DeviceRunner.keep_warm`; None stops it."""
+        self._device.keep_warm(every_ms)
 
     def _tokens(self, images: Any, batch_size: int) -> Iterator[Tokens]:
         sequence: Sequence[Any] = as_sequence(images)
@@ -124,7 +158,7 @@ class Engine:
     def __repr__(self) -> str:
         return (
             f"Engine({self.card.trunk.name}, {self.space.V} vertices, head {self.head.precision},"
-            f" trunk {self.runtime.name} {self.runtime.precision})"
+            f" trunk {self.runtime.name} {self.runtime.precision}, {place(self.runtime)})"
         )
 
 

@@ -169,9 +169,10 @@ class GroupEncoder:
         """
         opened = compile_trunk(self.trunk, runtime, device, trunk_precision, folder, threads)
         heads = in_precision(self.fold(subjects), precision)
-        Golden.check_subjects(self.goldens, opened, heads, self.card.trunk.preprocessing)
         spaces = {subject: self.space_of(subject) for subject in heads}
-        return GroupEngine(opened, heads, spaces, self.card).take(vertices)
+        engine = GroupEngine(opened, heads, spaces, self.card)
+        engine.check(self.goldens)
+        return engine.take(vertices)
 
     def twin(
         self, images: Any, subject: str, vertices: NDArray[np.int64] | None = None

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .card import Card
+from .device_path import DevicePath, place
 from .engine import Engine, open_runtime, read_space
 from .errors import BrainfastError
-from .folded import Precision
+from .folded import Array, Precision
 from .folded_blobgpt import FoldedBlobGPT
 from .golden import Golden
 from .heads import read_heads
-from .images import as_sequence, iter_pixels
+from .images import as_sequence, iter_bytes, iter_pixels
 from .response import Response
 from .runtimes import TrunkRuntime
 from .vertex_space import Selection, VertexSpace
+
+if TYPE_CHECKING:
+    from .card import Card
 
 
 class GroupEngine:
@@ -40,6 +43,7 @@ class GroupEngine:
             raise BrainfastError("subjects", expected="at least one", got="none")
         self.runtime, self.card = runtime, card
         self.heads, self.spaces = dict(heads), dict(spaces)
+        self._device = DevicePath(runtime, self.heads, card.trunk.preprocessing)
 
     @classmethod
     def load(
@@ -58,15 +62,17 @@ class GroupEngine:
 
         The other arguments are those of `Engine.load`.
         """
+        from .card import Card
+
         folder = Path(folder)
         card = Card.read(folder)
         chosen = tuple(card.subjects) if subjects is None else tuple(subjects)
         heads = in_precision(read_heads(folder, card, chosen), precision)
         spaces = {subject: read_space(folder, card, subject) for subject in chosen}
         trunk = open_runtime(folder, card, runtime, device, trunk_precision, threads)
-        goldens = Golden.load_subjects(folder, chosen)
-        Golden.check_subjects(goldens, trunk, heads, card.trunk.preprocessing)
-        return cls(trunk, heads, spaces, card).take(vertices)
+        engine = cls(trunk, heads, spaces, card)
+        engine.check(Golden.load_subjects(folder, chosen))
+        return engine.take(vertices)
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -74,7 +80,8 @@ class GroupEngine:
         return tuple(self.heads)
 
     def of(self, subject: str) -> Engine:
-        """The engine of one subject, on the same runtime and packed weights."""
+        """The engine of one subject, on the same runtime and packed weights; a GPU packs them
+        once more."""
         self._check([subject])
         return Engine(self.runtime, self.heads[subject], self.spaces[subject], self.card)
 
@@ -96,17 +103,55 @@ class GroupEngine:
         """Responses [B,V_s] in z units of every subject asked for, from one trunk pass an image."""
         chosen = self.subjects if subjects is None else tuple(subjects)
         self._check(chosen)
-        rows: dict[str, list[Any]] = {subject: [] for subject in chosen}
-        projection = self.heads[chosen[0]].projection
+        batches = list(self._answers(images, chosen, batch_size))
+        return {
+            subject: Response(np.concatenate([b[subject] for b in batches]), self.spaces[subject])
+            for subject in chosen
+        }
+
+    def check(self, goldens: Mapping[str, Golden]) -> dict[str, float]:
+        """Answer golden images on the way that `predict` takes, see `Golden.check_subjects`."""
+        runner = self._device.runner()
+        if runner is None:
+            preprocessing = self.card.trunk.preprocessing
+            return Golden.check_subjects(goldens, self.runtime, self.heads, preprocessing)
+        found = runner.predict(goldens[self.subjects[0]].images)
+        return {
+            subject: goldens[subject].compare(
+                found[:, runner.head.columns[subject]][:, goldens[subject].vertices],
+                head,
+                self.runtime,
+            )
+            for subject, head in self.heads.items()
+        }
+
+    def warm_up(
+        self,
+        batch_sizes: Sequence[int] = (1,),
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        """Run blank images, so that the first real batch is as fast as the next: as `Engine`."""
+        self._device.warm_up(self.predict, batch_sizes, sizes)
+
+    def keep_warm(self, every_ms: float | None = 5.0) -> None:
+        """Keep a GPU's clocks up between images, see `DeviceRunner.keep_warm`; None stops it."""
+        self._device.keep_warm(every_ms)
+
+    def _answers(
+        self, images: Any, subjects: Sequence[str], batch_size: int
+    ) -> Iterator[dict[str, Array]]:
+        """Responses [b,V_s] of every subject, a batch at a time."""
+        runner = self._device.runner()
+        if runner is not None:
+            for batch in iter_bytes(images, batch_size):
+                found = runner.predict(batch)
+                yield {subject: found[:, runner.head.columns[subject]] for subject in subjects}
+            return
+        projection = self.heads[subjects[0]].projection
         preprocessing = self.card.trunk.preprocessing
         for pixels in iter_pixels(as_sequence(images), preprocessing, batch_size):
             latent = projection.run(self.runtime(pixels))
-            for subject in chosen:
-                rows[subject].append(self.heads[subject].readout(latent))
-        return {
-            subject: Response(np.concatenate(parts), self.spaces[subject])
-            for subject, parts in rows.items()
-        }
+            yield {subject: self.heads[subject].readout(latent) for subject in subjects}
 
     def _check(self, subjects: Sequence[str]) -> None:
         unknown = [subject for subject in subjects if subject not in self.heads]
@@ -122,7 +167,7 @@ class GroupEngine:
         first = next(iter(self.heads.values()))
         return (
             f"GroupEngine({self.card.trunk.name}, {', '.join(self.heads)}, head {first.precision},"
-            f" trunk {self.runtime.name} {self.runtime.precision})"
+            f" trunk {self.runtime.name} {self.runtime.precision}, {place(self.runtime)})"
         )
 
 

@@ -66,7 +66,7 @@ class TorchRuntime:
 
         from .strict_fp32 import strict_fp32
 
-        self.precision: str = _check_precision(precision, ("fp32", "bf16"))
+        self.precision: str = check_trunk_precision(precision)
         self.device = torch_device(device)
         self.trunk = place_trunk(trunk, self.device, self.precision)
         self._torch: Any = torch
@@ -113,7 +113,7 @@ class CompiledRuntime:
 
         from .strict_fp32 import strict_fp32
 
-        self.precision: str = _check_precision(precision, ("fp32", "bf16"))
+        self.precision: str = check_trunk_precision(precision)
         if device not in ("auto", "cpu"):
             raise BrainfastError(
                 "runtime compile", expected="the CPU", got=device, remedy="use runtime='torch'"
@@ -192,7 +192,7 @@ class OnnxRuntime:
         weights_hash: str | None = None,
         device: str = "cpu",
     ) -> None:
-        self.precision: str = _check_precision(precision, ("fp32",))
+        self.precision: str = check_trunk_precision(precision, ("fp32",))
         self._session = open_session(Path(path), threads, device)
         self.layers, self._size = _check_metadata(
             Path(path), self._session.get_modelmeta().custom_metadata_map, layers, weights_hash
@@ -376,7 +376,8 @@ def _check_pixels(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     return np.require(pixels, requirements=["C", "W"])
 
 
-def _check_precision(precision: str, known: tuple[str, ...]) -> str:
+def check_trunk_precision(precision: str, known: tuple[str, ...] = ("fp32", "bf16")) -> str:
+    """The precision; one that is not known is a BrainfastError."""
     if precision not in known:
         raise BrainfastError("trunk precision", expected=" or ".join(known), got=repr(precision))
     return precision
