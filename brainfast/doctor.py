@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib import import_module, metadata
 from typing import Any
 
-import typer
-
 from . import _C
-from .machine import cpu_model
+from .machine import ADD_CUDA_KERNELS, cpu_model
 
 PACKAGES = (
     "torch",
@@ -25,10 +24,13 @@ PACKAGES = (
 )
 NOT_INSTALLED = "not installed"
 KERNELS = (
-    "factor_readout, which has run on an emulator only so far: on a GPU it is compared with torch"
-    " when it is first used, and left aside where they differ; the rest runs as torch operations"
+    "on a GPU each is compared with torch when it is first used, and left aside where they differ;"
+    " the rest runs as torch operations"
 )
-NO_KERNELS = "none in this build: on a GPU, brainfast's operations run as torch operations"
+NO_KERNELS = (
+    "none in this build: on a GPU, brainfast's operations run as torch operations; to add them, in"
+    f" the source folder: {ADD_CUDA_KERNELS}"
+)
 
 
 def diagnose() -> dict[str, Any]:
@@ -57,6 +59,8 @@ def diagnose() -> dict[str, Any]:
 
 def print_report(report: dict[str, Any]) -> None:
     """Print what `diagnose` found, a line a fact."""
+    import typer  # for those who only ask for versions
+
     for name, value in report.items():
         if isinstance(value, dict):
             typer.echo(f"{_label(name)}:")
@@ -87,7 +91,7 @@ def package_version(name: str) -> str:
 def _gpu() -> dict[str, Any]:
     found = _C.cuda_info()
     return {
-        "kernels": KERNELS if hasattr(_C, "CudaFactorReadout") else NO_KERNELS,
+        "kernels": _kernels(),
         "code_for": [_architecture(name) for name in found["architectures"].split()],
         "cuda_runtime": found["runtime_version"] or None,
         "driver": found["driver_version"] or None,
@@ -95,6 +99,13 @@ def _gpu() -> dict[str, Any]:
         "problem": found["problem"] or None,
         "torch": _torch_gpu(),
     }
+
+
+def _kernels() -> str:
+    """The operations that this build's CUDA classes are for, CudaFactorReadout and the like."""
+    names = [name.removeprefix("Cuda") for name in sorted(vars(_C)) if name.startswith("Cuda")]
+    operations = [re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in names]
+    return f"{', '.join(operations)}: {KERNELS}" if operations else NO_KERNELS
 
 
 def _architecture(name: str) -> str:

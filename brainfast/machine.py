@@ -6,6 +6,9 @@ import os
 import platform
 from pathlib import Path
 
+# In the source folder, where nvcc is: what a build without them is told.
+ADD_CUDA_KERNELS = "BRAINFAST_CUDA=1 pip install --force-reinstall --no-deps ."
+
 
 def cpu_model() -> str:
     """The processor's name."""

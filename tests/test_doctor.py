@@ -33,8 +33,39 @@ def test_every_fact_is_one_line(report, capsys):
 def test_the_report_says_which_kernels_a_gpu_would_run(report, monkeypatch):
     built = hasattr(_C, "CudaFactorReadout")
     assert ("factor_readout" in report["gpu"]["kernels"]) == built
-    monkeypatch.delattr(_C, "CudaFactorReadout", raising=False)
-    assert "none in this build" in doctor.diagnose()["gpu"]["kernels"]
+    for name in [name for name in vars(_C) if name.startswith("Cuda")]:
+        monkeypatch.delattr(_C, name)
+    kernels = doctor.diagnose()["gpu"]["kernels"]
+    assert "none in this build" in kernels
+    assert kernels.endswith(f"in the source folder: {machine.ADD_CUDA_KERNELS}")
+    for name in ("CudaVertexEmbed", "CudaFactorReadout", "CudaScoreTopk"):
+        monkeypatch.setattr(_C, name, object, raising=False)
+    kernels = doctor.diagnose()["gpu"]["kernels"]
+    assert kernels.startswith("factor_readout, score_topk, vertex_embed: on a GPU each is compared")
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({"problem": "CUDA driver version is insufficient"}, ("driver 12.4", "is insufficient")),
+        ({"devices": [{"problem": "no kernel image is available"}]}, ("(compute 7.5", "no kernel")),
+    ],
+)
+def test_a_gpu_or_driver_that_cannot_run_the_build_is_told(monkeypatch, capsys, found, words):
+    card = {"name": "T4", "capability": "7.5", "memory_bytes": 15 << 30}
+    devices = [card | device for device in found.get("devices", [])]
+    info = {
+        "compiled": True,
+        "architectures": "80-real 90a-real",
+        "runtime_version": "13.0",
+        "driver_version": "12.4",
+        "problem": "",
+    }
+    monkeypatch.setattr(doctor._C, "cuda_info", lambda: info | found | {"devices": devices})
+    doctor.print_report(doctor.diagnose())
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "code for sm_80, sm_90a" in lines
+    assert all(any(word in line for line in lines) for word in words)
 
 
 def test_architectures_are_told_in_nvidias_names(monkeypatch):

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import typer
-
 from .. import _C
 from ..doctor import package_version
 from ..machine import cpu_model, usable_cores
@@ -89,6 +87,8 @@ def machine(threads: int) -> dict[str, Any]:
 
 def print_table(table: BenchTable) -> None:
     """Print a comparison, one line a form."""
+    import typer  # which a machine that only measures does without
+
     letters = (name for name in table.case if len(name) == 1)
     sizes = ", ".join(f"{name}={table.case[name]}" for name in letters)
     about = table.machine

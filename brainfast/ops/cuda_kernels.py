@@ -11,9 +11,9 @@ import torch
 
 from .. import _C
 from ..errors import BrainfastError
+from ..machine import ADD_CUDA_KERNELS
 
 TOLERANCE = 1e-4  # of the largest value: fp32 sums in another order
-BUILD = "BRAINFAST_CUDA=1 pip install --force-reinstall --no-deps ."
 Precision = Literal["fp32", "bf16x3", "bf16"]
 
 
@@ -45,7 +45,7 @@ def check_usable(
 def find_problem(kernels: str, index: int) -> str:
     """Why the kernels cannot run on a device, or nothing."""
     if not hasattr(_C, kernels):
-        return f"this build has no CUDA kernels; in the source folder: {BUILD}"
+        return f"this build has no CUDA kernels; in the source folder: {ADD_CUDA_KERNELS}"
     found = _C.cuda_info()
     if found["problem"]:
         return str(found["problem"])

@@ -11,7 +11,8 @@ import torch
 
 from brainfast import _C
 from brainfast.errors import BrainfastError
-from brainfast.ops import cuda_kernels, factor_readout, factor_readout_cuda, reference
+from brainfast.machine import ADD_CUDA_KERNELS
+from brainfast.ops import factor_readout, factor_readout_cuda, reference
 from brainfast.ops.factor_readout_cuda import CudaFactorReadoutPlan
 
 NAMES = ("local", "global_", "space", "layer", "scale", "weight", "bias")
@@ -174,7 +175,7 @@ def test_a_build_without_kernels_says_so_once(monkeypatch, recwarn):
     place = torch.device("cuda:77")
     assert not factor_readout_cuda.usable(place)
     assert not factor_readout_cuda.usable(place)
-    assert [cuda_kernels.BUILD in str(w.message) for w in recwarn] == [True]
+    assert [ADD_CUDA_KERNELS in str(w.message) for w in recwarn] == [True]
 
 
 def test_a_gpu_that_the_build_has_no_code_for_is_named(monkeypatch):
