@@ -172,7 +172,7 @@ class DeviceBlobGPT(nn.Module):
         super().__init__()
         device = _indexed(device)
         self.device, self.layers, self.channels = device, projection.layers, projection.channels
-        self.grids = projection.grids
+        self.grids, self.class_token = projection.grids, projection.class_token
         stops = np.cumsum([head.V for head in heads.values()]).tolist()
         self.columns = {
             subject: slice(stop - head.V, stop)
@@ -186,14 +186,15 @@ class DeviceBlobGPT(nn.Module):
             raise BrainfastError("tokens", expected=f"grids {self.grids}", got=f"{tokens.grids}")
         wide = tokens.map(torch.Tensor.float)
         with strict_fp32():
-            response: torch.Tensor = self.embed(self.project(wide.local, wide.global_))
+            latent = self.project(wide.local, wide.global_ if self.class_token else None)
+            response: torch.Tensor = self.embed(latent)
         return response
 
 
 def _blobgpt_parts(
     projection: BlobProjection, heads: Mapping[str, FoldedBlobGPT], device: torch.device
 ) -> tuple[Run, Run]:
-    """(local, global_) of every layer -> latent [B,K], and latent -> response [B,V]."""
+    """Raw tokens -> latent [B,K], and latent -> response [B,V]."""
     weight = torch.cat([torch.from_numpy(head.weight) for head in heads.values()])
     bias = torch.cat([torch.from_numpy(head.bias) for head in heads.values()])
     return (
@@ -209,7 +210,7 @@ class _Projection(nn.Module):
 
     def __init__(self, projection: BlobProjection) -> None:
         super().__init__()
-        self.precision, self.class_token = projection.precision, projection.class_token
+        self.precision = projection.precision
         self.filters = nn.ModuleList(
             _Factors(torch.from_numpy(array), self.precision) for array in projection.filters
         )
@@ -221,15 +222,14 @@ class _Projection(nn.Module):
     def forward(
         self,
         local: Sequence[torch.Tensor],  # [B,C_l,H_l,W_l] a layer
-        global_: Sequence[torch.Tensor],  # [B,C_l] a layer
+        global_: Sequence[torch.Tensor] | None,  # [B,C_l] a layer, where there are class tokens
     ) -> torch.Tensor:  # [B,K]
         latent = self.bias.expand(len(local[0]), -1)
-        for patches, summary, filters, maps in zip(
-            local, global_, self.filters, self.maps, strict=True
-        ):
-            tokens = _sequence(patches)
-            if self.class_token:
-                tokens = torch.cat([summary[:, None], tokens], dim=1)
+        sequences = [_sequence(patches) for patches in local]
+        if global_ is not None:
+            pairs = zip(global_, sequences, strict=True)
+            sequences = [torch.cat([first[:, None], rest], dim=1) for first, rest in pairs]
+        for tokens, filters, maps in zip(sequences, self.filters, self.maps, strict=True):
             project = partial(factor_projection, maps=maps)
             latent = latent + filters(project, _halves(tokens, self.precision))
         return latent
@@ -289,13 +289,17 @@ def _halves(tensor: torch.Tensor, precision: Precision) -> list[torch.Tensor]:
 
 def _readout(head: FoldedFactorTopy, device: torch.device) -> Run:
     """(local, global_) -> response: the compiled kernels where they are usable, else torch."""
-    if device.type == "cuda" and len(head.bias) and factor_readout_cuda.usable(device):
+    if len(head.bias) and _on_kernels(device):
         arrays = (head.space, head.layer, head.scale, head.weight, head.bias)
         space, layer, scale, weight, bias = (torch.from_numpy(a).to(device) for a in arrays)
         height, width = head.readout_grid
         plan = factor_readout_cuda.CudaFactorReadoutPlan
         return plan(space, layer, scale, weight, bias, height, width, precision=head.precision).run
     return CellReadout(head).to(device)
+
+
+def _on_kernels(device: torch.device) -> bool:
+    return device.type == "cuda" and factor_readout_cuda.usable(device)
 
 
 def _linears(

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from brainfast.device_heads import DeviceBlobGPT, DeviceFactorTopy
+from brainfast import device_heads
+from brainfast.device_heads import CellReadout, DeviceBlobGPT, DeviceFactorTopy
 from brainfast.errors import BrainfastError
 from brainfast.folded import PRECISIONS, FoldedFactorTopy
 from brainfast.folded_blobgpt import BlobProjection, FoldedBlobGPT
+from brainfast.ops import factor_readout
 from brainfast.tokens import Tokens
 
 LAYERS, CHANNELS, DIM, K = (0, 2, 5), (4, 6, 5), 9, 7
@@ -114,6 +116,40 @@ def test_factortopy_is_the_folded_head(
         tokens = make_tokens(images, grids)
         check(module(on(device, tokens)), head.run(tokens), precision)
     assert module.columns == {"": slice(0, head.V)}
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_compiled_kernels_get_the_folded_arrays(
+    monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    class Plan:
+        """Takes what `CudaFactorReadoutPlan` does, and runs the CPU's kernels."""
+
+        def __init__(self, *parameters: Any, precision: str) -> None:
+            *self.parameters, height, width = parameters
+            self.grid, self.precision = (height, width), precision
+
+        def run(self, local: torch.Tensor, global_: torch.Tensor) -> torch.Tensor:
+            assert (tuple(local.shape[3:]), self.precision) == (self.grid, "bf16x3")
+            return factor_readout(local, global_, *self.parameters)
+
+    monkeypatch.setattr(device_heads, "_on_kernels", lambda device: True)
+    monkeypatch.setattr(device_heads.factor_readout_cuda, "CudaFactorReadoutPlan", Plan)
+    head = factortopy(samples=samples, precision="bf16x3")
+    module, tokens = DeviceFactorTopy(head, "cpu"), make_tokens(3, ((7, 9),) * 3)
+    check(module(on("cpu", tokens)), head.run(tokens), "bf16x3")
+    assert DeviceFactorTopy(head.take([]), "cpu")(on("cpu", tokens)).shape == (3, 0)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_without_kernels_a_gpu_runs_the_cell_form(
+    device: str, monkeypatch: pytest.MonkeyPatch, precision: Any
+) -> None:
+    monkeypatch.setattr(device_heads, "_on_kernels", lambda device: False)
+    head, tokens = factortopy(precision=precision), make_tokens(3, ((7, 9),) * 3)
+    module = DeviceFactorTopy(head, device)
+    assert isinstance(module.read, CellReadout)
+    check(module(on(device, tokens)), head.run(tokens), precision)
 
 
 def test_alignment_is_the_folded_heads(device: str) -> None:
