@@ -116,6 +116,17 @@ def test_strided_inputs(device, make_case):
         assert torch.equal(a, b)
 
 
+def test_views_that_begin_between_two_words_of_memory(device, make_case):
+    for dtype in (torch.float32, torch.bfloat16):
+        case = on(device, make_case((2, 30, 3, 8, 4, 5)), dtype)
+        shifted = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in case]
+        assert all(t.data_ptr() % 16 and t.is_contiguous() for t in shifted)
+        assert torch.equal(factor_readout(*shifted), factor_readout(*case))
+        *parameters, local, global_ = *shifted[2:], *shifted[:2]
+        plan, other = (CudaFactorReadoutPlan(*p, 4, 5) for p in (parameters, case[2:]))
+        assert torch.equal(plan.run(local, global_), other.run(*case[:2]))
+
+
 def test_only_wanted_gradients(device, make_case):
     full = on(device, make_case((2, 40, 5, 24, 2, 3), grad=True))
     factor_readout(*full).sum().backward()
