@@ -14,6 +14,7 @@ import torch
 
 from brainfast import _C
 from brainfast.errors import BrainfastError
+from brainfast.machine import ADD_CUDA_KERNELS
 from brainfast.ops import cuda_kernels, factor_projection, factor_projection_cuda, reference_blobgpt
 from brainfast.ops.factor_projection_cuda import CudaFactorProjectionPlan
 
@@ -254,7 +255,7 @@ def test_a_build_without_kernels_says_so_once(monkeypatch, recwarn):
     said = [str(w.message) for w in recwarn]
     assert len(said) == 1
     assert "factor_projection on cuda:77 runs as torch operations" in said[0]
-    assert cuda_kernels.BUILD in said[0]
+    assert ADD_CUDA_KERNELS in said[0]
 
 
 def test_kernels_that_answer_otherwise_than_torch_are_not_used(device, monkeypatch):
