@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 StageName = Literal[
-    "readout", "tokens", "training", "image", "projection", "embed", "blobgpt", "phase1"
+    "readout", "tokens", "training", "image", "projection", "embed", "blobgpt", "phase1", "score"
 ]
 
 TITLES: dict[StageName, str] = {
@@ -19,6 +19,7 @@ TITLES: dict[StageName, str] = {
     "embed": "BlobGPT: latent → response (`vertex_embed`)",
     "blobgpt": "BlobGPT: raw trunk tokens → response, one projection for all subjects",
     "phase1": "BlobGPT: training step of the head (forward, backward, AdamW)",
+    "score": "pool of candidates → best of every objective (`score_topk`)",
 }
 
 # The sizes that a stage has.
@@ -31,6 +32,7 @@ LETTERS: dict[StageName, str] = {
     "embed": "VK",
     "blobgpt": "VLTCKRS",
     "phase1": "VLTCKRS",
+    "score": "NK",
 }
 
 
@@ -41,7 +43,8 @@ class Case:
     batches: values of B; listing1: those at which Listing 1 takes part, where its memory allows;
     compiled: those at which the forms that torch compiles do; C and raw:
     channels and side of the trunk's token grid; side: of the readout's grid; K, R, S: latent,
-    embedding dimensions and subjects of BlobGPT, whose T tokens are the raw grid and one summary.
+    embedding dimensions and subjects of BlobGPT, whose T tokens are the raw grid and one summary;
+    N: candidates of a pool of latents, scored for B objectives at once.
     """
 
     stage: StageName
@@ -53,6 +56,7 @@ class Case:
     K: int = 1024
     R: int = 2048
     S: int = 1
+    N: int = 100_000
     raw: int = 16
     side: int = 8
     trunk: str = ""
@@ -135,6 +139,19 @@ QUICK: tuple[Case, ...] = (
     _blobgpt("phase1", (8,), V=9_887, R=512, S=2),
 )
 
+# On a GPU: Listing 1 at B = 256 would need 300 GB.
+GPU: tuple[Case, ...] = (
+    Case("readout", (1, 8, 32, 256), listing1=(1, 8, 32, 256), compiled=(1, 8)),
+    Case("training", (8,), listing1=(8,)),
+    Case("image", (1,), trunk="vit_base_patch16_clip_224"),
+    Case("tokens", (1, 8, 32, 256)),
+    _blobgpt("blobgpt", (1, 8, 32, 256), compiled=(1, 32)),
+    _blobgpt("projection", (1, 8, 32, 256)),
+    _blobgpt("embed", (1, 8, 32, 256)),
+    _blobgpt("image", (1,), trunk="eva02_base_patch14_224"),
+    Case("score", (1, 24)),
+)
+
 
 def tiny(case: Case) -> Case:
     """The same case at sizes that a test can afford, odd where the kernels' tails are."""
@@ -152,6 +169,7 @@ def tiny(case: Case) -> Case:
         K=37,
         R=23,
         S=min(case.S, 3),
+        N=70,
         raw=2 if case.trunk else 6,
         side=2 if case.trunk else 4,
         trunk="vit_tiny_patch16_224" if case.trunk else "",

@@ -1,4 +1,5 @@
-"""Write the README's table, docs/benchmarks.md and two plots from the JSON of `run.py`.
+"""Write the README's tables, docs/benchmarks.md and two plots from the JSON of `run.py` and those
+of `gpu.sh`, where there are any.
 
 python benchmarks/readme_table.py
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import gpu_table
 import plots
 from brainfast.bench import Row
 from brainfast.files import write_bytes
@@ -17,7 +19,7 @@ from measured import BASE, Measured, label
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "cpu.json"
-START, END = "<!-- measured: start -->\n", "<!-- measured: end -->\n"
+MARKERS = "<!-- {}: start -->\n", "<!-- {}: end -->\n"
 BATCHES = (1, 8)  # of the README
 HEADS = (("FactorTopy, V = 37,984", "tokens", BASE), ("BlobGPT, V = 39,548", "blobgpt", {"S": 1}))
 
@@ -190,15 +192,24 @@ def _mebibytes(size: int | None) -> str:
     return "" if size is None else f"{size / 2**20:,.0f}"
 
 
+def between(text: str, name: str, block: str) -> str:
+    """The text with `block` between the markers of this name."""
+    start, end = (marker.format(name) for marker in MARKERS)
+    before, rest = text.split(start)
+    _, after = rest.split(end)
+    return before + start + block + end + after
+
+
 def main() -> None:
     """Write all of it."""
     measured = Measured.read(RESULT)
+    gpus = gpu_table.Gpu.read_all(RESULT.parent)
     readme = ROOT / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(START)
-    _, after = rest.split(END)
-    block = readme_block(measured)
-    write_bytes(readme, (before + START + block + END + after).encode())
-    write_bytes(ROOT / "docs" / "benchmarks.md", document(measured).encode())
+    text = between(readme.read_text(encoding="utf-8"), "measured", readme_block(measured))
+    text = between(text, "gpu", gpu_table.readme_block(gpus))
+    write_bytes(readme, text.encode())
+    page = f"{document(measured)}\n{gpu_table.document(gpus)}\n"
+    write_bytes(ROOT / "docs" / "benchmarks.md", page.encode())
     plots.latency(measured, ROOT / "docs" / "pictures" / "latency.png")
     plots.cost_over_v(measured, ROOT / "docs" / "pictures" / "cost_over_v.png")
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from brainfast.folded_blobgpt import BlobProjection
-from brainfast.models.blobgpt import BlobGPT
+
+if TYPE_CHECKING:
+    from brainfast.models.blobgpt import BlobGPT
 
 FILTERS, POOL = "filters first", "pool first"
 ORDERS = (FILTERS, POOL)

@@ -80,7 +80,8 @@ class CellReadout(nn.Module):
     Vertices are sorted by the grid cell that they sample, so all vertices of a block read the same
     X [5L,D]. block: vertices of a block, the last block of a cell padded with zeros; None makes
     one block of every cell. Corners outside the grid read a pixel of zeros. dtype: of the operands
-    and products; the bias and the response are float32.
+    and products; the bias and the response are float32. part_bytes: products of one image that are
+    made at a time; None: what stays in a CPU's cache.
     """
 
     corners: torch.Tensor
@@ -88,7 +89,12 @@ class CellReadout(nn.Module):
     bias: torch.Tensor
 
     def __init__(
-        self, head: FoldedFactorTopy, block: int | None, dtype: torch.dtype = torch.float32
+        self,
+        head: FoldedFactorTopy,
+        block: int | None,
+        dtype: torch.dtype = torch.float32,
+        *,
+        part_bytes: int | None = None,
     ) -> None:
         super().__init__()
         self.dtype = dtype
@@ -97,7 +103,7 @@ class CellReadout(nn.Module):
         weight = _with_zero_row(head.weight / np.float32(head.weight.shape[1]))
         self.coefficients, self.weights = nn.ParameterList(), nn.ParameterList()
         self.cells = nn.ParameterList()
-        parts = list(_parts(cell, block, row_bytes=4 * coefficient.shape[1]))
+        parts = list(_parts(cell, block, 4 * coefficient.shape[1], part_bytes or _PART_BYTES))
         for cells, vertices in parts:
             self.cells.append(_constant(cells))
             self.weights.append(_constant(weight[vertices].swapaxes(1, 2), dtype))
@@ -295,7 +301,7 @@ def listing1_bytes(head: FoldedFactorTopy, batch: int) -> int:
 
 
 def _parts(
-    cell: NDArray[np.int64], block: int | None, row_bytes: int
+    cell: NDArray[np.int64], block: int | None, row_bytes: int, part_bytes: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """(cells [n], vertices [n,block]) of n equal blocks at a time; V stands for padding."""
     order, counts = np.argsort(cell, kind="stable"), np.bincount(cell)
@@ -311,7 +317,7 @@ def _parts(
     )
     rows = np.fromiter(chain.from_iterable(padded), dtype=np.int64).reshape(-1, block)
     cells = np.repeat(np.arange(len(counts)), blocks)
-    step = max(1, _PART_BYTES // (row_bytes * block))
+    step = max(1, part_bytes // (row_bytes * block))
     for start in range(0, len(rows), step):
         yield cells[start : start + step], rows[start : start + step]
 

@@ -19,7 +19,8 @@ class Recipe(BaseModel):
     soup: how many of the best validation checkpoints may enter the greedy soup (0: the best alone).
     soup_split: where the soup is chosen; "heldout" is the paper's text, and leaks the test images.
     head_precision: operands of the readout's training step; bf16 rounds them, and keeps parameters
-    and sums in float32. Validation is always float32.
+    and sums in float32; on a GPU the gradients of tokens and weights are rounded too. Validation is
+    always float32.
     head: options of the model, for example dim; trunk: options of `Trunk.create`.
     """
 
