@@ -83,6 +83,20 @@ def test_every_form_is_checked_and_timed(stage):
     assert all(value > 0 for value in part["ceilings"].values())
 
 
+def test_compiled_forms_are_a_stage_of_their_own(monkeypatch):
+    pytest.importorskip("brainfast.device_heads")
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda module, **options: compiled.append(1) or module)
+    cases = [replace(tiny(case), compiled=(3,)) for case in GPU if case.compiled]
+    part = gpu_stage.measure("compiled", cases, CPU, budget_s=60)
+    assert part["failed"] == {}
+    assert [table["case"]["stage"] for table in part["tables"]] == ["readout", "blobgpt"]
+    rows = [row for table in part["tables"] for row in table["rows"]]
+    assert {(row["library"], row["batch"]) for row in rows} == {("torch.compile", 3)}
+    assert all(row["ratio"] > 0 for row in rows)
+    assert len(compiled) == len(rows) == 5
+
+
 def test_a_wrong_form_is_not_timed_and_ours_is_a_failure():
     stage, forms = open_readout()
     ours = [form for form in forms if form.library == "brainfast"][:1]
@@ -219,8 +233,9 @@ def test_images_are_answered_in_both_precisions_and_paces():
         assert row["calls"] == 2
         assert 0 < row["best_ms"] <= row["p99_ms"]
         assert 0 < row["rms_error"] <= row["max_error"]
-    paces = [row["pace"] for row in factortopy if row["precision"] == "fp32"]
-    assert paces == ["tight", "one a second", "one a second, kept warm"]
+    paces = [(row["precision"], row["pace"]) for row in factortopy]
+    slow = ("one a second", "one a second, kept warm")
+    assert paces == [("bf16", "tight"), *(("bf16", pace) for pace in slow), ("fp32", "tight")]
 
 
 def test_every_op_is_called_and_a_wrong_one_is_found(monkeypatch, capsys):
