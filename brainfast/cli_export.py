@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,17 +125,8 @@ def parity_lines(cards: Sequence[ParityCard]) -> list[str]:
 
 def _exporter(target: Target) -> Any:
     """The function that writes a target; each needs libraries that the others do not."""
-    if target is Target.triton:
-        from .export.triton import export_triton
-
-        return export_triton
-    if target is Target.tensorrt:
-        from .export.tensorrt import export_tensorrt
-
-        return export_tensorrt
-    from .export.onnx import export_onnx
-
-    return export_onnx
+    module = import_module(f".export.{target.value}", __package__)
+    return getattr(module, f"export_{target.value}")
 
 
 def _size(text: str) -> tuple[int, int]:

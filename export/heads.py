@@ -123,7 +123,7 @@ class Readout(nn.Module):
             response = self._twin(local, global_)
         if self.samples == 1:
             return response
-        return response.reshape(len(response), -1, self.samples).sum(dim=2)
+        return response.reshape(-1, len(self.bias) // self.samples, self.samples).sum(dim=2)
 
     def function(self, opset: int) -> onnx.FunctionProto:
         """What the node does, in standard operators."""

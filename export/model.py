@@ -13,7 +13,7 @@ from ..errors import BrainfastError
 from ..images import as_images, as_sequence, iter_pixels
 from ..response import Response
 from ..runtimes import open_session, run_session
-from .about import from_metadata
+from .about import ExportAbout, from_metadata
 
 
 class OnnxModel:
@@ -93,9 +93,8 @@ class OnnxModel:
 
     def _takes(self) -> tuple[tuple[int, ...], str]:
         """Shape of one input and its type."""
-        if self.about.source is None:
-            return (3, *self.card.trunk.size), "float32"
-        return (*self.about.source, 3), "uint8"
+        kind = "float32" if self.about.source is None else "uint8"
+        return input_shape(self.about, self.card.trunk.size), kind
 
     def _batches(self, images: Any, batch_size: int) -> Iterator[NDArray[Any]]:
         if self.about.source is None:
@@ -109,6 +108,11 @@ class OnnxModel:
 
     def __repr__(self) -> str:
         return f"OnnxModel({self.path.name}, {', '.join(self.outputs)}, on {self.device})"
+
+
+def input_shape(about: ExportAbout, size: tuple[int, int]) -> tuple[int, int, int]:
+    """Of one input: [H0,W0,3] of images, [3,H,W] of pixels, whose size is the trunk's."""
+    return (3, *size) if about.source is None else (*about.source, 3)
 
 
 def _of_one_size(

@@ -62,6 +62,8 @@ def choose_stimuli(plan: Plan, images: Sequence[Any] | None, data: Path | None) 
             )
         return Stimuli(split.images, measured_responses(split, data))
     if images is not None:
+        if len(images) == 0:
+            raise BrainfastError("images", expected="at least one", got="none")
         return Stimuli(images)
     return Stimuli([*_golden(plan), *photographs()])
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 import brainfast
+import brainfast.export
 
 PACKAGE = Path(brainfast.__path__[0])
+EXPORT = Path(brainfast.export.__path__[0])
 
 
 def python(code: str, folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess:
@@ -42,7 +44,7 @@ def test_import_takes_nothing_heavy(tmp_path):
     assert not loaded & {"numpy", "torch", "timm", "matplotlib", "nilearn", "pydantic"}
 
 
-@pytest.mark.parametrize("module", ["brainfast.cli", "brainfast.engine"])
+@pytest.mark.parametrize("module", ["brainfast.cli", "brainfast.engine", "brainfast.export.model"])
 def test_these_modules_need_no_torch(module, tmp_path):
     assert not loaded_by(f"import {module}", tmp_path) & {"torch", "timm"}
 
@@ -59,9 +61,14 @@ def test_every_verb_is_there():
 def source_tree(tmp_path) -> Path:
     """A clone that nobody has built."""
     tree = tmp_path / "clone"
-    shutil.copytree(PACKAGE, tree / "brainfast", ignore=shutil.ignore_patterns("_C*.so", "*.pyd"))
+    copy_package(tree / "brainfast", "_C*.so", "*.pyd")
+    shutil.copytree(EXPORT, tree / "export")
     assert importlib.util.find_spec("brainfast._C") is not None
     return tree
+
+
+def copy_package(place: Path, *without: str) -> None:
+    shutil.copytree(PACKAGE, place, ignore=shutil.ignore_patterns("export", *without))
 
 
 def test_a_source_tree_finds_the_installed_package(source_tree, tmp_path):
@@ -102,3 +109,49 @@ def test_a_source_tree_alone_says_what_to_do(source_tree):
         f"ImportError: brainfast: expected a built package, got the source tree {source_tree};"
         " run 'pip install .' there first"
     )
+
+
+def where_export_is(folder: Path, *paths: Path, **environment: str) -> Path:
+    """The folder of brainfast.export, as a process in `folder` finds it."""
+    done = python(
+        "import brainfast.export.about; print(brainfast.export.about.__file__)",
+        folder,
+        PYTHONPATH=os.pathsep.join(map(str, paths)),
+        **environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip()).parent.resolve()
+
+
+@pytest.fixture
+def wheel(tmp_path) -> Path:
+    """Site-packages with the package as a wheel has it, beside another package called export."""
+    site = tmp_path / "site"
+    copy_package(site / "brainfast")
+    shutil.copytree(EXPORT, site / "brainfast" / "export")
+    (site / "export").mkdir()
+    (site / "export" / "__init__.py").touch()
+    return site
+
+
+def test_export_of_a_wheel_lies_inside(wheel, tmp_path):
+    assert where_export_is(tmp_path, wheel) == wheel / "brainfast" / "export"
+
+
+def test_export_of_a_built_checkout_lies_beside(source_tree, tmp_path):
+    for binary in PACKAGE.glob("_C*.so"):
+        (source_tree / "brainfast" / binary.name).symlink_to(binary)
+    assert where_export_is(source_tree) == source_tree / "export"
+    assert where_export_is(tmp_path, source_tree) == source_tree / "export"
+
+
+def test_export_comes_from_where_the_rest_does(source_tree, wheel):
+    assert where_export_is(source_tree, wheel) == wheel / "brainfast" / "export"
+
+
+def test_every_verb_of_export_is_there():
+    assert sorted(brainfast.export.__all__) == dir(brainfast.export)
+    for name in brainfast.export.__all__:
+        assert getattr(brainfast.export, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = brainfast.export.nothing

@@ -1,0 +1,246 @@
+"""Exported files: the engine's answers, what is in them, and that a bad one is never left."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from brainfast import trunk_export
+from brainfast.card import Card
+from brainfast.encoder import load
+from brainfast.engine import Engine
+from brainfast.errors import BrainfastError
+from brainfast.export import OnnxModel, export_onnx
+from brainfast.export import onnx as exporting
+from brainfast.export.about import from_metadata
+from brainfast.group_engine import GroupEngine
+from brainfast.images import preprocess
+
+SOURCE = (40, 50)
+
+
+def values(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
+    return OnnxModel(path, device="cpu", threads=1).run(images)
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> bool:
+    return bool(np.abs(found - expected).max() <= 1e-4 * expected.std())
+
+
+def weights_in(path: Path) -> dict[str, onnx.TensorProto]:
+    return {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
+
+
+def test_the_file_gives_the_engines_answers_in_any_batch(one, whole, photographs) -> None:
+    expected = Engine.load(one, device="cpu").predict(photographs)
+    for count in (1, 3):
+        found = values(whole, photographs[:count])
+        assert list(found) == ["response"]
+        assert close(found["response"], expected.values[:count])
+
+
+def test_the_head_is_one_node_by_the_contract_with_the_plugin(whole) -> None:
+    model = onnx.load(whole)
+    ours = [node for node in model.graph.node if node.domain == "brainfast"]
+    assert [node.op_type for node in ours] == ["factor_readout"]
+    attributes = {attribute.name: attribute.s for attribute in ours[0].attribute}
+    assert attributes == {"plugin_namespace": b"brainfast", "plugin_version": b"1"}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    shapes = [tuple(constants[name].dims) for name in ours[0].input[2:]]
+    (blocks, dim, width), layers = shapes[0], 2
+    cells = shapes[3][0]
+    assert (dim, width) == (4, 64)
+    assert shapes == [
+        (blocks, dim, width),
+        (blocks, 5 * layers, width),
+        (blocks,),
+        (cells, 4),
+        (90,),
+        (blocks, width),
+        (90,),
+    ]
+    types = [constants[name].data_type for name in ours[0].input[2:]]
+    number, whole_number = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    assert types == [number, number, *[whole_number] * 4, number]
+    assert {opset.domain: opset.version for opset in model.opset_import} == {"": 20, "brainfast": 1}
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_no_block_beyond_the_deepest_is_in_the_file(whole) -> None:
+    """Of a ViT with 12 blocks, 0 and 1 are read."""
+    model = onnx.load(whole)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("Softmax") == 2
+    used = {name for node in model.graph.node for name in node.input}
+    assert {tensor.name for tensor in model.graph.initializer} <= used
+    produced = {name for node in model.graph.node for name in node.output if name}
+    assert produced - used == {"response"}
+
+
+def test_the_metadata_hold_the_card_the_parity_and_the_vertices(one, whole) -> None:
+    model = onnx.load(whole)
+    found = {entry.key: entry.value for entry in model.metadata_props}
+    card, about = from_metadata("it", found)
+    encoder = load(one)
+    assert card.model_hash == encoder.card.model_hash
+    parity = [entry for entry in card.parity if entry.form == "onnx file"]
+    assert len(parity) == 1
+    assert parity[0].images == 5
+    assert 0 < parity[0].rms_error <= parity[0].max_error < 1e-4
+    assert parity[0].pixels_differ == 0
+    assert parity[0] in Card.read(one).parity
+    assert about.source == SOURCE
+    assert about.outputs[0].vertices is not None
+    assert about.outputs[0].vertices.space() == encoder.space
+    assert about.outputs[0].vertices.space().roi("PPA").tolist() == list(range(61, 90))
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    assert str(Path.cwd()) not in str(model.metadata_props)
+
+
+def test_several_subjects_and_a_region_of_them(several, photographs, tmp_path) -> None:
+    export_onnx(several, tmp_path / "all.onnx", source=SOURCE, images=list(photographs))
+    expected = GroupEngine.load(several, device="cpu").predict(photographs)
+    found = values(tmp_path / "all.onnx", photographs)
+    assert list(found) == ["response.a", "response.b", "response.c"]
+    for subject, response in expected.items():
+        assert close(found[f"response.{subject}"], response.values)
+    nodes = [n.op_type for n in onnx.load(tmp_path / "all.onnx").graph.node if n.domain]
+    assert nodes == ["factor_projection"] * 2 + ["vertex_embed"] * 3
+    export_onnx(
+        several,
+        tmp_path / "part.onnx",
+        subjects=["b"],
+        vertices=["FFA-1"],
+        source=SOURCE,
+        images=list(photographs),
+    )
+    part = values(tmp_path / "part.onnx", photographs)
+    assert close(part["response"], expected["b"].values[:, 11:])
+    forms = {(card.form, card.subject) for card in Card.read(several).parity}
+    assert {("onnx file", "a"), ("onnx file: FFA-1", "b")} <= forms
+
+
+def test_several_samples_a_vertex(make_one, photographs, tmp_path) -> None:
+    folder = make_one(samples=3, bottleneck="dual")
+    export_onnx(folder, tmp_path / "it.onnx", source=SOURCE, images=list(photographs))
+    expected = Engine.load(folder, device="cpu").predict(photographs).values
+    assert close(values(tmp_path / "it.onnx", photographs)["response"], expected)
+
+
+def test_objectives_become_scores_that_touch_no_vertex(one, photographs, tmp_path) -> None:
+    weights = np.random.default_rng(0).standard_normal((2, 90)).astype(np.float32)
+    np.save(tmp_path / "weights.npy", weights)
+    path = tmp_path / "scores.onnx"
+    options = {"source": SOURCE, "images": list(photographs)}
+    done = export_onnx(one, path, objective=tmp_path / "weights.npy", **options)
+    scores = Engine.load(one, device="cpu").predict(photographs).values @ weights.T
+    found = values(path, photographs)["scores"]
+    assert np.abs(found - scores).max() <= 1e-3 * scores.std()
+    assert all(90 not in tensor.dims for tensor in weights_in(path).values())
+    assert done.about.outputs[0].objectives == ("objective 0", "objective 1")
+    assert done.about.outputs[0].vertices is None
+
+
+def test_pixels_may_be_the_input(one, photographs, tmp_path) -> None:
+    export_onnx(one, tmp_path / "it.onnx", input="pixels", images=list(photographs))
+    pixels = preprocess(list(photographs), Card.read(one).trunk.preprocessing)
+    expected = Engine.load(one, device="cpu").predict(photographs).values
+    assert close(values(tmp_path / "it.onnx", pixels)["response"], expected)
+    model = OnnxModel(tmp_path / "it.onnx", device="cpu", threads=1)
+    predicted = model.predict(photographs)["response"]
+    assert close(predicted.values, expected)
+    assert model.card.parity[-1].pixels_differ is None
+
+
+@pytest.mark.parametrize(("precision", "opset"), [("fp16", 20), ("bf16", 22)])
+def test_half_precision_is_the_trunks_and_its_drift_is_measured(
+    one, photographs, tmp_path, precision, opset
+) -> None:
+    path = tmp_path / "it.onnx"
+    options = {"source": SOURCE, "images": list(photographs)}
+    done = export_onnx(one, path, trunk_precision=precision, **options)
+    kinds = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
+    for name, tensor in weights_in(path).items():
+        if "norm" in name or (name.startswith("head") and tensor.dims):
+            assert tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.INT64)
+        if "qkv" in name or "patch_embed" in name:
+            assert tensor.data_type == kinds[precision]
+    assert done.about.opset == opset
+    assert 1e-5 < done.parity[0].max_error < 0.1
+    assert done.parity[0].form.endswith("run by torch") == (precision == "bf16")
+
+
+def test_big_weights_go_to_a_file_beside(one, photographs, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(trunk_export, "EXTERNAL_BYTES", 1000)
+    path = tmp_path / "it.onnx"
+    export_onnx(one, path, source=SOURCE, images=list(photographs))
+    beside = [name for name in os.listdir(tmp_path) if name != "it.onnx"]
+    assert len(beside) == 1
+    assert beside[0].startswith("it.onnx.")
+    assert path.stat().st_size < 200_000 < (tmp_path / beside[0]).stat().st_size
+    expected = Engine.load(one, device="cpu").predict(photographs).values
+    assert close(values(path, photographs)["response"], expected)
+    (tmp_path / beside[0]).unlink()
+    with pytest.raises(BrainfastError, match="expected a whole ONNX file and its data"):
+        OnnxModel(path)
+
+
+def test_a_drift_beyond_the_tolerance_leaves_nothing(one, photographs, tmp_path, monkeypatch):
+    before = (one / "config.json").read_bytes()
+    monkeypatch.setattr(trunk_export, "EXTERNAL_BYTES", 1000)
+    with pytest.raises(BrainfastError, match="expected errors of at most 1e-12"):
+        export_onnx(
+            one, tmp_path / "it.onnx", source=SOURCE, images=list(photographs), tolerance=1e-12
+        )
+    assert os.listdir(tmp_path) == []
+    assert (one / "config.json").read_bytes() == before
+
+
+def test_an_older_file_survives_a_failed_export(one, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "it.onnx"
+    path.write_bytes(b"older")
+
+    def fail(*_arguments, **_options):
+        raise RuntimeError("unsupported\nsecond line")
+
+    monkeypatch.setattr("torch.onnx.export", fail)
+    with pytest.raises(BrainfastError, match="exports to ONNX, got unsupported"):
+        export_onnx(one, path, source=SOURCE)
+    assert path.read_bytes() == b"older"
+    assert os.listdir(tmp_path) == ["it.onnx"]
+
+
+MISTAKES = {
+    "opset: expected 20 to 23": {"opset": 19},
+    "opset: expected 22 to 23 for a trunk in bf16": {"opset": 20, "trunk_precision": "bf16"},
+    "trunk precision: expected fp32 or fp16 or bf16, got int8": {"trunk_precision": "int8"},
+    "source: expected height and width in 1..16384": {"source": (0, 5)},
+    "input: expected images or pixels": {"input": "floats"},
+    "got both": {"vertices": ["EBA"], "objective": np.zeros((1, 90))},
+    "subject: expected a model of several subjects": {"subjects": ["a"]},
+    "ROI: expected a region": {"vertices": ["FFA"]},
+    r"objective: expected finite weights \[O,90\]": {"objective": np.zeros((1, 89))},
+    "objective: expected finite": {"objective": np.full((1, 90), np.nan)},
+    "nothing.npy: expected a .npy file": {"objective": "nothing.npy"},
+    "expected images or data": {"images": [], "data": "subj01"},
+    "images: expected at least one": {"images": []},
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_mistakes_are_told_before_any_work(one, tmp_path, monkeypatch, message) -> None:
+    monkeypatch.setattr(exporting, "to_onnx", lambda *_, **__: pytest.fail("it has begun to work"))
+    with pytest.raises(BrainfastError, match=message):
+        export_onnx(one, tmp_path / "it.onnx", **MISTAKES[message])
+    assert os.listdir(tmp_path) == []
+
+
+def test_subjects_that_the_model_lacks(several, tmp_path) -> None:
+    with pytest.raises(BrainfastError, match="subject: expected one of a, b, c, group, got 'd'"):
+        export_onnx(several, tmp_path / "it.onnx", subjects=["a", "d"])
+    with pytest.raises(BrainfastError, match="subjects: expected at least one"):
+        export_onnx(several, tmp_path / "it.onnx", subjects=[])
