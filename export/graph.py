@@ -11,7 +11,7 @@ from torch import nn
 
 from ..bytes_to_pixels import BytesToPixels
 from ..errors import BrainfastError
-from ..images import MAX_SIZE
+from ..preprocessing import MAX_SIZE
 from ..runtimes import matrices_to
 from ..trunks import Trunk
 from .about import TrunkPrecision
