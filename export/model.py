@@ -1,4 +1,4 @@
-"""A whole exported file under ONNX Runtime: images in, responses or scores out. Torch-free."""
+"""A whole exported file under a runtime: images in, responses or scores out. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..card import Card
 from ..errors import BrainfastError
 from ..images import as_images, as_sequence, iter_pixels
 from ..response import Response
@@ -16,40 +17,21 @@ from ..runtimes import open_session, run_session
 from .about import ExportAbout, from_metadata
 
 
-class OnnxModel:
-    """outputs = model.run(images): what `export_onnx` wrote, with its card and vertices.
+class ExportedModel:
+    """outputs = model.run(images): an exported file under some runtime, with card and vertices."""
 
-    device: "cpu", "cuda" (onnxruntime-gpu), or "auto". threads: inside one call; every core that
-    the process may use without. model_hash: of the model that the file must come from, where given.
-    A foreign, damaged or mismatched file is a BrainfastError.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        device: str = "auto",
-        threads: int | None = None,
-        model_hash: str | None = None,
-    ) -> None:
-        self.path = Path(path)
-        self._session = open_session(self.path, threads, device)
-        found = self._session.get_modelmeta().custom_metadata_map
-        self.card, self.about = from_metadata(str(path), found)
-        if model_hash is not None and model_hash != self.card.model_hash:
-            raise BrainfastError(
-                str(path),
-                expected=f"an export of model {model_hash[:12]}",
-                got=f"one of {self.card.model_hash[:12]}",
-                remedy="export this model again",
-            )
-        self.outputs = tuple(output.name for output in self.about.outputs)
+    def __init__(self, path: Path, card: Card, about: ExportAbout) -> None:
+        self.path, self.card, self.about = path, card, about
+        self.outputs = tuple(output.name for output in about.outputs)
 
     @property
     def device(self) -> str:
         """Where it runs, cpu or cuda."""
-        provider: str = self._session.get_providers()[0]
-        return provider.removesuffix("ExecutionProvider").lower()
+        raise NotImplementedError
+
+    def _compute(self, inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
+        """The outputs, in order, of one batch that was checked."""
+        raise NotImplementedError
 
     def run(
         self,
@@ -66,8 +48,7 @@ class OnnxModel:
             )
         if len(inputs) == 0:
             raise BrainfastError(self.about.input, expected="at least one image", got="none")
-        given: dict[str, Any] = {self.about.input: np.ascontiguousarray(inputs)}
-        found = run_session(self._session, given, self.outputs)
+        found = self._compute(np.ascontiguousarray(inputs))
         return dict(zip(self.outputs, found, strict=True))
 
     def predict(
@@ -107,7 +88,47 @@ class OnnxModel:
             yield _of_one_size(chosen, self.about.source)
 
     def __repr__(self) -> str:
-        return f"OnnxModel({self.path.name}, {', '.join(self.outputs)}, on {self.device})"
+        kind = type(self).__name__
+        return f"{kind}({self.path.name}, {', '.join(self.outputs)}, on {self.device})"
+
+
+class OnnxModel(ExportedModel):
+    """outputs = model.run(images): what `export_onnx` wrote, with its card and vertices.
+
+    device: "cpu", "cuda" (onnxruntime-gpu), or "auto". threads: inside one call; every core that
+    the process may use without. model_hash: of the model that the file must come from, where given.
+    A foreign, damaged or mismatched file is a BrainfastError.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        model_hash: str | None = None,
+    ) -> None:
+        path = Path(path)
+        self._session = open_session(path, threads, device)
+        found = self._session.get_modelmeta().custom_metadata_map
+        card, about = from_metadata(str(path), found)
+        super().__init__(path, card, about)
+        if model_hash is not None and model_hash != card.model_hash:
+            raise BrainfastError(
+                str(path),
+                expected=f"an export of model {model_hash[:12]}",
+                got=f"one of {card.model_hash[:12]}",
+                remedy="export this model again",
+            )
+
+    @property
+    def device(self) -> str:
+        """Where it runs, cpu or cuda."""
+        provider: str = self._session.get_providers()[0]
+        return provider.removesuffix("ExecutionProvider").lower()
+
+    def _compute(self, inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
+        return run_session(self._session, {self.about.input: inputs}, self.outputs)
 
 
 def input_shape(about: ExportAbout, size: tuple[int, int]) -> tuple[int, int, int]:

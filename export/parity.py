@@ -79,14 +79,14 @@ def measure(
 ) -> list[ParityCard]:
     """One card an output. Pictures are squashed to `source`, where the file has one."""
     seen = [_Seen() for _ in plan.answers]
-    differ = 0
+    differ: int | None = None
     settings = plan.encoder.trunk.preprocessing
     for batch in _batches(stimuli.images, progress):
         pictures = to_size(batch, source)
         pixels = preprocess(pictures, settings)
         outputs = list(run(pixels if source is None else np.stack(pictures)))
-        if source is not None:
-            differ += int((outputs.pop() != pixels).sum())
+        if len(outputs) > len(seen):
+            differ = (differ or 0) + int((outputs.pop() != pixels).sum())
         twins = _twins(plan, pictures)
         for one, output, expected in zip(seen, outputs, twins, strict=True):
             one.found.append(output)
@@ -97,8 +97,7 @@ def measure(
         if stimuli.measured is not None and answer.weights is None:
             measured = stimuli.measured[:, answer.columns]
         card = parity_card(form, np.concatenate(one.found), np.concatenate(one.expected), measured)
-        pixels_differ = None if source is None else differ
-        update = {"subject": answer.subject, "pixels_differ": pixels_differ}
+        update = {"subject": answer.subject, "pixels_differ": differ}
         cards.append(card.model_copy(update=update))
     return cards
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from inspect import Parameter, Signature
 from pathlib import Path
-from types import ModuleType
+from types import GenericAlias, ModuleType
 from typing import Any
 
 from .. import _C
@@ -78,11 +78,11 @@ def register_readout(plugins: ModuleType) -> None:
         numbers = [plugins.SymInt32(size) for size in (*sizes, bias.shape_expr[0])]
         return _KERNELS[cell.dtype.name], ptx, params, plugins.SymIntExprs.from_tuple(numbers)
 
-    tensor, kernel = plugins.TensorDesc, (plugins.KernelLaunchParams, plugins.SymIntExprs)
+    tensor = plugins.TensorDesc
+    kernel = GenericAlias(tuple, (str, bytes, plugins.KernelLaunchParams, plugins.SymIntExprs))
     plugins.register(name)(_signed(describe, (), tensor, tensor))
     plugins.autotune(name)(_signed(choose_types, ("outputs",)))
-    compiled = _signed(launch, ("outputs", "tactic"), returns=tuple[(str, bytes, *kernel)])
-    plugins.aot_impl(name)(compiled)
+    plugins.aot_impl(name)(_signed(launch, ("outputs", "tactic"), returns=kernel))
 
 
 def _signed(

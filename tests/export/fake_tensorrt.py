@@ -146,3 +146,103 @@ def plugin_layer() -> Iterator[tuple[ModuleType, ModuleType]]:
 
 def _own() -> list[str]:
     return [name for name in sys.modules if name.split(".")[0] in ("tensorrt", BINDINGS)]
+
+
+class Severity(enum.IntEnum):
+    ERROR = 1
+    WARNING = 2
+
+
+class FakeBuilder:
+    """Records what the building of an engine asks TensorRT for; `refuses` names what fails."""
+
+    version = "11.4.0"
+
+    def __init__(self, refuses: str = "") -> None:
+        self.refuses = refuses
+        self.flags = 0
+        self.parsed = b""
+        self.profile: tuple[Any, ...] = ()
+        self.cleared: list[str] = []
+        self.cache = b""
+        self.log: Any = None
+
+    def module(self) -> ModuleType:
+        """The package `tensorrt`, whose builder this is."""
+        found = ModuleType("tensorrt")
+        logger = type("ILogger", (), {"Severity": Severity, "__init__": lambda self: None})
+        parts = {
+            "__version__": self.version,
+            "ILogger": logger,
+            "Builder": self._open,
+            "OnnxParser": lambda network, log: self,
+            "NetworkDefinitionCreationFlag": SimpleNamespace(STRONGLY_TYPED=1),
+            "BuilderFlag": SimpleNamespace(TF32="TF32"),
+            "nptype": lambda dtype: dtype,
+        }
+        for name, value in parts.items():
+            setattr(found, name, value)
+        return found
+
+    def _open(self, log: Any) -> FakeBuilder:
+        self.log = log
+        if self.refuses == "builder":
+            log.log(Severity.ERROR, "no driver\nat all")
+            raise TypeError("factory function returned nullptr")
+        return self
+
+    # The builder, its network, parser, profile, configuration and timing cache, all in one.
+    num_inputs, num_outputs, num_errors = 1, 1, 1
+
+    def create_network(self, flags: int) -> FakeBuilder:
+        self.flags = flags
+        return self
+
+    def parse(self, graph: bytes, path: str) -> bool:
+        self.parsed = graph
+        return self.refuses != "parse"
+
+    def get_error(self, _: int) -> SimpleNamespace:
+        texts = {"node_operator": "Resize", "node_name": "node 7", "desc": "no antialias\nhere"}
+        return SimpleNamespace(**{name: lambda text=text: text for name, text in texts.items()})
+
+    def get_input(self, _: int) -> SimpleNamespace:
+        return SimpleNamespace(name="images", dtype="uint8", shape=(-1, 40, 50, 3))
+
+    def get_output(self, _: int) -> SimpleNamespace:
+        return SimpleNamespace(name="response", dtype="float32", shape=(-1, 90))
+
+    def create_builder_config(self) -> FakeBuilder:
+        return self
+
+    def clear_flag(self, flag: str) -> None:
+        self.cleared.append(flag)
+
+    def create_optimization_profile(self) -> FakeBuilder:
+        return self
+
+    def set_shape(self, *shapes: Any) -> None:
+        self.profile = shapes
+
+    def add_optimization_profile(self, _: Any) -> None:
+        """The profile is this object."""
+
+    def create_timing_cache(self, data: bytes) -> bytes:
+        return data
+
+    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+        self.cache = cache
+        return cache != b"of another GPU"
+
+    def get_timing_cache(self) -> FakeBuilder:
+        return self
+
+    def serialize(self) -> bytes:
+        return self.cache + b"+"
+
+    def build_serialized_network(self, *_: Any) -> bytes | None:
+        if self.refuses == "build":
+            self.log.log(Severity.WARNING, "something")
+            self.log.log(Severity.ERROR, "no memory")
+            return None
+        return b"an engine"

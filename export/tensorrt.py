@@ -1,0 +1,117 @@
+"""An encoder as an engine file of TensorRT: exported as ONNX, built, and compared with float64."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..card import ParityCard
+from ..files import check_writable
+from .onnx import Exported, export_onnx
+from .parity import TOLERANCE, check_tolerance, choose_stimuli, measure
+from .plan import AnyEncoder, make_plan, open_encoder
+from .tensorrt_build import (
+    BATCHES,
+    Readout,
+    build_engine,
+    check_batches,
+    check_readout,
+    prepare_plugin,
+)
+from .tensorrt_key import EngineKey, Package, key_path, open_package
+from .tensorrt_runtime import TensorRTModel, find_gpu
+
+FORM = "tensorrt engine"
+FACTORTOPY = "factortopy"  # whose head is the node that a plugin computes
+
+
+def export_tensorrt(
+    model: str | Path | AnyEncoder,
+    path: str | Path,
+    *,
+    batches: Sequence[int] = BATCHES,
+    readout: Readout = "plugin",
+    timing_cache: str | Path | None = None,
+    package: Package = "tensorrt",
+    **options: Any,
+) -> Exported:
+    """Write a model folder or an encoder as an engine file for this machine's GPU and TensorRT.
+
+    options: as of `export_onnx`. batches, readout, timing_cache and package: as of `build_engine`.
+    The engine is compared with the float64 twin, as `export_onnx` does it, and kept only if it
+    answers right. TensorRT for RTX builds without a GPU as well, and nothing is compared then: the
+    parity is the ONNX file's. It lies beside its key, `path`.json.
+    """
+    path = Path(path)
+    check_writable(path.parent)
+    check_batches(batches)
+    check_readout(readout)
+    open_package(package)
+    portable = package == "tensorrt_rtx"
+    gpu = None if portable and not _sees_gpu() else find_gpu()[1]
+    encoder = open_encoder(model)
+    if readout == "plugin" and encoder.card.model == FACTORTOPY and _responses(options):
+        prepare_plugin(package)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        graph, engine = Path(folder) / "model.onnx", Path(folder) / path.name
+        exported = export_onnx(encoder, graph, **options)
+        key = build_engine(
+            graph,
+            engine,
+            batches=batches,
+            readout=readout,
+            timing_cache=timing_cache,
+            package=package,
+            gpu=gpu,
+        )
+        cards = exported.parity
+        if gpu is not None:
+            cards = _compare(encoder, engine, key, exported, options)
+        for built in (engine, key_path(engine)):
+            built.replace(path.parent / built.name)
+    if isinstance(model, str | Path):
+        encoder.card.write(Path(model))
+    return Exported(path, exported.about, cards)
+
+
+def _compare(
+    encoder: AnyEncoder, engine: Path, key: EngineKey, exported: Exported, options: dict[str, Any]
+) -> tuple[ParityCard, ...]:
+    """Cards of the engine, which become the encoder's; a drift over the tolerance is an error."""
+    about = exported.about
+    plan = make_plan(
+        encoder, options.get("subjects"), options.get("vertices"), options.get("objective")
+    )
+    data = options.get("data")
+    stimuli = choose_stimuli(plan, options.get("images"), None if data is None else Path(data))
+    opened = TensorRTModel(engine)
+
+    def run(inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
+        return list(opened.run(inputs).values())
+
+    named = FORM if plan.whole else f"{FORM}: {plan.what}"
+    head = "bf16x3" if key.readout == "plugin" else about.head_precision
+    kind = (named, about.trunk_precision, head)
+    progress = bool(options.get("progress"))
+    cards = measure(plan, run, stimuli, source=about.source, form=kind, progress=progress)
+    tolerance = options.get("tolerance")
+    check_tolerance(cards, TOLERANCE[about.trunk_precision] if tolerance is None else tolerance)
+    for card in cards:
+        encoder.keep_parity(card)
+    return tuple(cards)
+
+
+def _sees_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _responses(options: dict[str, Any]) -> bool:
+    """Whether the file will give responses; scores need no readout."""
+    return options.get("objective") is None

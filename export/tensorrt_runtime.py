@@ -1,0 +1,278 @@
+"""Engine files of TensorRT on a GPU: images in, responses out, and trunks for the engine.
+
+No machine with a GPU has run this module yet; `benchmarks/tensorrt.sh` is the script that does.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..card import Card
+from ..errors import BrainfastError
+from ..runtimes import Pixels
+from ..tokens import Tokens
+from ..trunk_export import FORMAT
+from .about import from_metadata
+from .model import ExportedModel
+from .tensorrt_key import EngineKey, check_machine, open_package, read_engine
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TensorRTModel(ExportedModel):
+    """outputs = model.run(images): what `export_tensorrt` wrote, with its card and vertices.
+
+    Each batch size of `buckets` (those of the key) is captured as a CUDA graph when it is first
+    used; a batch runs in the smallest that holds it. card: of the model that the file must come
+    from, where given. A file of another model, GPU, TensorRT or brainfast is a BrainfastError.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "cuda",
+        buckets: Sequence[int] | None = None,
+        card: Card | None = None,
+    ) -> None:
+        path = Path(path)
+        key, plan = read_engine(path)
+        held, about = from_metadata(str(path), key.metadata)
+        if card is not None:
+            check_model(path, held, card)
+        super().__init__(path, held, about)
+        self._session = EngineSession(path, key, plan, device, buckets)
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        return str(self._session.device)
+
+    def _compute(self, inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
+        return self._session.run(inputs)
+
+
+class TensorRTRuntime:
+    """A trunk's engine file (of `build_engine` on a model's trunk.onnx): pixels to raw tokens.
+
+    `layers` and `weights_hash`, where given, must be those of the file.
+    """
+
+    name = "tensorrt"
+
+    def __init__(
+        self,
+        path: str | Path,
+        layers: Sequence[int] | None = None,
+        *,
+        weights_hash: str | None = None,
+        device: str = "cuda",
+        buckets: Sequence[int] | None = None,
+    ) -> None:
+        path = Path(path)
+        key, plan = read_engine(path)
+        self.precision = "fp32"
+        self.layers = _trunk_layers(path, key, layers, weights_hash)
+        self._session = EngineSession(path, key, plan, device, buckets)
+
+    def __call__(self, pixels: Pixels) -> Tokens:
+        """Run one batch."""
+        answers = self._session.run(pixels)
+        count = len(self.layers)
+        return Tokens(tuple(answers[:count]), tuple(answers[count:]), self.layers)
+
+
+class EngineSession:
+    """answers = session.run(inputs): an open engine, with buffers and graphs for its buckets."""
+
+    def __init__(
+        self,
+        path: Path,
+        key: EngineKey,
+        plan: bytes,
+        device: str = "cuda",
+        buckets: Sequence[int] | None = None,
+    ) -> None:
+        self.path, self.key = path, key
+        self.buckets = _check_buckets(key, buckets)
+        trt = open_package(key.package)
+        self.device, gpu = find_gpu(device)
+        check_machine(path, key, trt.__version__, gpu)
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        with self._on_device():
+            self._engine = _deserialize(trt, self._runtime, path, plan)
+        self._lock = threading.Lock()
+        self._open: dict[int, _Bucket] = {}
+
+    def run(self, inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
+        """One batch; a larger one than the profile's, or of another shape, is a BrainfastError."""
+        check_batch(self.path, self.key, inputs)
+        size = next(size for size in self.buckets if size >= len(inputs))
+        with self._lock, self._on_device():
+            if size not in self._open:
+                self._open[size] = _Bucket(self._engine, self.key, self.device, size)
+            return self._open[size].run(inputs)
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        import torch
+
+        guard: AbstractContextManager[Any] = torch.cuda.device(self.device)
+        return guard
+
+
+class _Bucket:
+    """One batch size: pinned buffers, those of the GPU, and a graph from the one to the other."""
+
+    def __init__(self, engine: Any, key: EngineKey, device: torch.device, size: int) -> None:
+        import torch
+
+        cuda: Any = torch.cuda
+
+        def buffers(name: str, dtype: str, shape: tuple[int, ...]) -> tuple[Any, Any]:
+            kind = getattr(torch, dtype)
+            own = torch.empty((size, *shape), dtype=kind, device=device)
+            if not self._context.set_tensor_address(name, own.data_ptr()):
+                raise RuntimeError(f"TensorRT refused the buffer of {name}")
+            return torch.zeros(own.shape, dtype=kind, pin_memory=True), own
+
+        self._context = engine.create_execution_context()
+        self._stream = cuda.Stream(device)
+        self._graph = cuda.CUDAGraph()
+        self._input = buffers(key.input.name, key.input.dtype, key.input.shape[1:])
+        self._context.set_input_shape(key.input.name, (size, *key.input.shape[1:]))
+        self._outputs = [buffers(o.name, o.dtype, o.shape[1:]) for o in key.outputs]
+        with cuda.stream(self._stream):
+            self._step()  # TensorRT prepares a new shape outside the graph
+        self._stream.synchronize()
+        with cuda.graph(self._graph, stream=self._stream):
+            self._step()
+
+    def run(self, inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
+        """Answers to at most as many images as there is room for."""
+        import torch
+
+        count = len(inputs)
+        self._input[0].numpy()[:count] = inputs
+        with torch.cuda.stream(self._stream):
+            self._graph.replay()
+        self._stream.synchronize()
+        return [host.numpy()[:count].copy() for host, _ in self._outputs]
+
+    def _step(self) -> None:
+        host, own = self._input
+        own.copy_(host, non_blocking=True)
+        if not self._context.execute_async_v3(self._stream.cuda_stream):
+            raise RuntimeError("TensorRT did not run the engine")
+        for host, own in self._outputs:
+            host.copy_(own, non_blocking=True)
+
+
+def find_gpu(device: str = "cuda") -> tuple[torch.device, tuple[str, str]]:
+    """A GPU that torch sees, with its name and compute capability; none is a BrainfastError."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BrainfastError(
+            "device", expected="a GPU that torch sees", got="none", remedy="see `brainfast doctor`"
+        )
+    place = torch.device(device)
+    major, minor = torch.cuda.get_device_capability(place)
+    return place, (torch.cuda.get_device_name(place), f"{major}.{minor}")
+
+
+def check_model(path: Path, held: Card, card: Card) -> None:
+    """Refuse an engine of another model than the card's, and name what differs."""
+    facts = {
+        "trunk weights": (held.trunk.weights_hash[:12], card.trunk.weights_hash[:12]),
+        "preprocessing": (held.trunk.preprocessing, card.trunk.preprocessing),
+        "vertices": (held.space.hash[:12], card.space.hash[:12]),
+        "model": (held.model_hash[:12], card.model_hash[:12]),
+    }
+    for name, (found, wanted) in facts.items():
+        if found != wanted:
+            raise BrainfastError(
+                str(path),
+                expected=f"{name} {wanted}",
+                got=str(found),
+                remedy="export this model again",
+            )
+
+
+def check_batch(path: Path, key: EngineKey, inputs: NDArray[Any]) -> None:
+    """Inputs of another type or shape, or more than the profile allows, are a BrainfastError."""
+    shape = key.input.shape[1:]
+    if (
+        inputs.ndim != len(shape) + 1
+        or inputs.shape[1:] != shape
+        or inputs.dtype != key.input.dtype
+    ):
+        raise BrainfastError(
+            key.input.name,
+            expected=f"{key.input.dtype} [B,{','.join(map(str, shape))}], as {path.name} takes",
+            got=f"{inputs.dtype} {list(inputs.shape)}",
+            remedy="resize the images, or export with --source or --input pixels",
+        )
+    most = key.batches[2]
+    if not 1 <= len(inputs) <= most:
+        raise BrainfastError(
+            key.input.name,
+            expected=f"a batch of 1 to {most}, the profile of {path.name}",
+            got=str(len(inputs)),
+            remedy="give fewer at a time, or export with a larger batch",
+        )
+
+
+def _check_buckets(key: EngineKey, buckets: Sequence[int] | None) -> tuple[int, ...]:
+    """Batch sizes in ascending order; the last is the profile's largest."""
+    least, _, most = key.batches
+    found = sorted({*(key.batches if buckets is None else buckets), most})
+    if found[0] < least or found[-1] > most:
+        raise BrainfastError(
+            "buckets", expected=f"batches of {least} to {most}", got=", ".join(map(str, found))
+        )
+    return tuple(found)
+
+
+def _deserialize(trt: ModuleType, runtime: Any, path: Path, plan: bytes) -> Any:
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise BrainfastError(
+            str(path),
+            expected=f"an engine that {trt.__name__} {trt.__version__} opens",
+            got="one that it refuses",
+            remedy="export the model again on this machine",
+        )
+    return engine
+
+
+def _trunk_layers(
+    path: Path, key: EngineKey, layers: Sequence[int] | None, weights_hash: str | None
+) -> tuple[int, ...]:
+    """The layers that a trunk's engine gives, after comparing its metadata with what is wanted."""
+    found = key.metadata
+    if found.get("format") != FORMAT:
+        raise BrainfastError(
+            str(path),
+            expected="the engine of a trunk",
+            got="another engine",
+            remedy="use TensorRTModel",
+        )
+    held = tuple(int(layer) for layer in json.loads(found["layers"]))
+    digest = found["weights_hash"]
+    if layers is not None and held != tuple(layers):
+        raise BrainfastError(str(path), expected=f"layers {list(layers)}", got=str(list(held)))
+    if weights_hash is not None and digest != weights_hash:
+        raise BrainfastError(
+            str(path), expected=f"trunk weights {weights_hash[:12]}", got=digest[:12]
+        )
+    return held
