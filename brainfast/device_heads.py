@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,10 +18,20 @@ from torch.nn import functional
 from .errors import BrainfastError
 from .folded import Array, FoldedFactorTopy, Precision
 from .folded_blobgpt import BlobProjection, FoldedBlobGPT
-from .ops import factor_projection, factor_readout_cuda, reference, vertex_embed
+from .ops import (
+    factor_projection,
+    factor_projection_cuda,
+    factor_readout_cuda,
+    reference,
+    vertex_embed,
+    vertex_embed_cuda,
+)
+from .ops.factor_projection_cuda import CudaFactorProjectionPlan
+from .ops.vertex_embed_cuda import CudaVertexEmbedPlan
 from .strict_fp32 import strict_fp32
 from .tokens import Tokens
 
+PLAN_LAYERS = 32  # of a CUDA projection plan
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Run = Callable[..., torch.Tensor]
 
@@ -197,10 +207,27 @@ def _blobgpt_parts(
     """Raw tokens -> latent [B,K], and latent -> response [B,V]."""
     weight = torch.cat([torch.from_numpy(head.weight) for head in heads.values()])
     bias = torch.cat([torch.from_numpy(head.bias) for head in heads.values()])
-    return (
-        _Projection(projection).to(device),
-        _Embedding(weight, bias, projection.precision).to(device),
+    embed: Run
+    if _on_kernels(vertex_embed_cuda, device):
+        plan = CudaVertexEmbedPlan(
+            weight.to(device), bias.to(device), precision=projection.precision
+        )
+        embed = plan.run
+    else:
+        embed = _Embedding(weight, bias, projection.precision).to(device)
+    return _project(projection, device), embed
+
+
+def _project(projection: BlobProjection, device: torch.device) -> Run:
+    """By the compiled kernels where they are usable, else torch, as for the other operators."""
+    if len(projection.layers) > PLAN_LAYERS or not _on_kernels(factor_projection_cuda, device):
+        return _Projection(projection).to(device)
+    filters, maps = (
+        [torch.from_numpy(array).to(device) for array in arrays]
+        for arrays in (projection.filters, projection.maps)
     )
+    bias = torch.from_numpy(projection.latent_bias).to(device)
+    return CudaFactorProjectionPlan(filters, maps, bias, precision=projection.precision).run
 
 
 class _Projection(nn.Module):
@@ -289,7 +316,7 @@ def _halves(tensor: torch.Tensor, precision: Precision) -> list[torch.Tensor]:
 
 def _readout(head: FoldedFactorTopy, device: torch.device) -> Run:
     """(local, global_) -> response: the compiled kernels where they are usable, else torch."""
-    if len(head.bias) and _on_kernels(device):
+    if len(head.bias) and _on_kernels(factor_readout_cuda, device):
         arrays = (head.space, head.layer, head.scale, head.weight, head.bias)
         space, layer, scale, weight, bias = (torch.from_numpy(a).to(device) for a in arrays)
         height, width = head.readout_grid
@@ -298,8 +325,9 @@ def _readout(head: FoldedFactorTopy, device: torch.device) -> Run:
     return CellReadout(head).to(device)
 
 
-def _on_kernels(device: torch.device) -> bool:
-    return device.type == "cuda" and factor_readout_cuda.usable(device)
+def _on_kernels(operator: Any, device: torch.device) -> bool:
+    """Whether a device runs an operator's compiled kernels; `operator`: its module in `ops`."""
+    return device.type == "cuda" and bool(operator.usable(device))
 
 
 def _linears(

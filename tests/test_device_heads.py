@@ -15,7 +15,7 @@ from brainfast.device_heads import CellReadout, DeviceBlobGPT, DeviceFactorTopy
 from brainfast.errors import BrainfastError
 from brainfast.folded import PRECISIONS, FoldedFactorTopy
 from brainfast.folded_blobgpt import BlobProjection, FoldedBlobGPT
-from brainfast.ops import factor_readout
+from brainfast.ops import factor_projection, factor_readout, vertex_embed
 from brainfast.tokens import Tokens
 
 LAYERS, CHANNELS, DIM, K = (0, 2, 5), (4, 6, 5), 9, 7
@@ -133,7 +133,7 @@ def test_compiled_kernels_get_the_folded_arrays(
             assert (tuple(local.shape[3:]), self.precision) == (self.grid, "bf16x3")
             return factor_readout(local, global_, *self.parameters)
 
-    monkeypatch.setattr(device_heads, "_on_kernels", lambda device: True)
+    monkeypatch.setattr(device_heads, "_on_kernels", lambda operator, device: True)
     monkeypatch.setattr(device_heads.factor_readout_cuda, "CudaFactorReadoutPlan", Plan)
     head = factortopy(samples=samples, precision="bf16x3")
     module, tokens = DeviceFactorTopy(head, "cpu"), make_tokens(3, ((7, 9),) * 3)
@@ -141,11 +141,50 @@ def test_compiled_kernels_get_the_folded_arrays(
     assert DeviceFactorTopy(head.take([]), "cpu")(on("cpu", tokens)).shape == (3, 0)
 
 
+@pytest.mark.parametrize("class_token", [True, False])
+def test_compiled_kernels_get_every_subjects_arrays(
+    monkeypatch: pytest.MonkeyPatch, class_token: bool
+) -> None:
+    class Projection:
+        """Takes what `CudaFactorProjectionPlan` does, and runs the CPU's kernels."""
+
+        def __init__(self, filters: Any, maps: Any, bias: torch.Tensor, *, precision: str) -> None:
+            self.factors, self.bias = list(zip(filters, maps, strict=True)), bias
+            assert precision == "bf16x3"
+
+        def run(self, local: Any, global_: Any) -> torch.Tensor:
+            latent = self.bias.expand(len(local[0]), -1)
+            for i, (filters, maps) in enumerate(self.factors):
+                tokens = local[i].flatten(2).transpose(1, 2)
+                if global_ is not None:
+                    tokens = torch.cat([global_[i][:, None], tokens], dim=1)
+                latent = latent + factor_projection(tokens, filters, maps)
+            return latent
+
+    class Embedding:
+        def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, precision: str) -> None:
+            self.weight, self.bias = weight, bias
+            assert precision == "bf16x3"
+
+        def run(self, latent: torch.Tensor) -> torch.Tensor:
+            return vertex_embed(latent, self.weight, self.bias)
+
+    monkeypatch.setattr(device_heads, "_on_kernels", lambda operator, device: True)
+    monkeypatch.setattr(device_heads, "CudaFactorProjectionPlan", Projection)
+    monkeypatch.setattr(device_heads, "CudaVertexEmbedPlan", Embedding)
+    heads = blobgpt(class_token, "bf16x3")
+    module = DeviceBlobGPT(next(iter(heads.values())).projection, heads, "cpu")
+    tokens = make_tokens(3, GRIDS)
+    found = module(on("cpu", tokens))
+    for subject, head in heads.items():
+        check(found[:, module.columns[subject]], head.run(tokens), "bf16x3")
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_without_kernels_a_gpu_runs_the_cell_form(
     device: str, monkeypatch: pytest.MonkeyPatch, precision: Any
 ) -> None:
-    monkeypatch.setattr(device_heads, "_on_kernels", lambda device: False)
+    monkeypatch.setattr(device_heads, "_on_kernels", lambda operator, device: False)
     head, tokens = factortopy(precision=precision), make_tokens(3, ((7, 9),) * 3)
     module = DeviceFactorTopy(head, device)
     assert isinstance(module.read, CellReadout)

@@ -12,7 +12,7 @@ import torch
 from brainfast import _C
 from brainfast.errors import BrainfastError
 from brainfast.machine import ADD_CUDA_KERNELS
-from brainfast.ops import factor_readout, factor_readout_cuda, reference
+from brainfast.ops import cuda_kernels, factor_readout, factor_readout_cuda, reference
 from brainfast.ops.factor_readout_cuda import CudaFactorReadoutPlan
 
 NAMES = ("local", "global_", "space", "layer", "scale", "weight", "bias")
