@@ -234,6 +234,16 @@ class VertexEmbedPlan:
     @property
     def flops_per_image(self) -> int: ...
 
+def score_topk(
+    pool: NDArray[np.float32] | NDArray[np.uint16] | NDArray[np.int8],  # [N,F]; uint16: bfloat16
+    templates: NDArray[np.float32] | NDArray[np.uint16],  # [O,F]
+    k: int,
+    exclude: NDArray[np.bool_] | None = None,  # [N]
+    *,
+    scale: NDArray[np.float32] | None = None,  # [N], with int8 alone
+    isa: str = "",
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...  # [O,k], [O,k]
+
 class CudaFactorReadout:
     """In builds with CUDA alone. Memory is (address, bytes); arrays are addresses on `device`."""
 
@@ -389,6 +399,25 @@ class CudaVertexEmbed:
         stream: int,
     ) -> None: ...
 
+# In builds with CUDA alone.
+CUDA_MOST_CHOICES: int
+
+def cuda_topk_bytes(candidates: int, objectives: int, k: int) -> int: ...
+def cuda_score_topk(
+    scratch: tuple[int, int],
+    shape: tuple[int, int],  # N, F
+    pool: int,  # [N,F]
+    scale: int,  # [N], or 0
+    exclude: int,  # [N], or 0
+    objectives: int,
+    templates: int,  # [O,F], float32
+    k: int,
+    *,
+    dtype: str,
+    out: tuple[int, int],  # [O,k] float32, [O,k] int64
+    device: int,
+    stream: int,
+) -> None: ...
 def isa(precision: str = "fp32") -> str: ...
 def supported_isas(precision: str = "fp32") -> list[str]: ...
 def num_threads() -> int: ...

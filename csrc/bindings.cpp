@@ -238,10 +238,12 @@ PYBIND11_MODULE(_C, m) {
   bind_align_tokens(m);
   bind_factor_projection(m);
   bind_factor_readout_workspace(m);
+  bind_score_topk(m);
   bind_vertex_embed(m);
 #if defined(BRAINFAST_CUDA_KERNELS)
   bind_cuda(m);
   bind_cuda_blobgpt(m);
+  bind_cuda_score_topk(m);
 #endif
   m.def(
       "isa",

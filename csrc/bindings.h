@@ -58,9 +58,11 @@ T* write(py::array& array, const char* name, const Sizes& shape) {
 void bind_align_tokens(py::module_& m);
 void bind_factor_projection(py::module_& m);
 void bind_factor_readout_workspace(py::module_& m);
+void bind_score_topk(py::module_& m);
 void bind_vertex_embed(py::module_& m);
 // In builds with CUDA.
 void bind_cuda(py::module_& m);
 void bind_cuda_blobgpt(py::module_& m);
+void bind_cuda_score_topk(py::module_& m);
 
 }  // namespace brainfast

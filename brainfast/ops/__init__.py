@@ -3,6 +3,13 @@
 from .factor_projection import factor_projection
 from .factor_readout import factor_readout
 from .factor_readout_workspace import FactorReadoutWorkspace
+from .score_topk import score_topk
 from .vertex_embed import vertex_embed
 
-__all__ = ["FactorReadoutWorkspace", "factor_projection", "factor_readout", "vertex_embed"]
+__all__ = [
+    "FactorReadoutWorkspace",
+    "factor_projection",
+    "factor_readout",
+    "score_topk",
+    "vertex_embed",
+]

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from .reference_blobgpt import factor_projection, factor_projection_backward, vertex_embed
+from .reference_topk import score_topk
 
 __all__ = [
     "align_tokens",
@@ -17,6 +18,7 @@ __all__ = [
     "factor_readout",
     "factor_readout_cells",
     "factor_readout_cells_backward",
+    "score_topk",
     "vertex_embed",
 ]
 

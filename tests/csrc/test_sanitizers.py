@@ -59,6 +59,8 @@ def test_kernels_and_pool_under_address_and_undefined(tmp_path: Path) -> None:
         "test_factor_readout_plugin_emulated",
         "test_factor_readout_precision",
         "test_factor_readout_workspace",
+        "test_score_topk",
+        "test_score_topk_cuda_emulated",
         "test_thread_block_emulator",
         "test_tile",
         "test_thread_pool",

@@ -1,0 +1,83 @@
+"""Choosing candidates on CUDA tensors: the compiled kernels over torch's memory and stream."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+
+from .. import _C
+from . import factor_readout_cuda as shared
+from . import reference_topk
+
+
+@functools.cache
+def usable(device: torch.device) -> bool:
+    """Whether this build's kernels run on a CUDA device and answer as torch's operations do.
+
+    The first no is a warning that says why. The first call chooses from a small pool both ways and
+    waits for the answers: make it before a graph is captured.
+    """
+    problem = shared._problem(device.index or 0) or _difference(device)
+    if problem:
+        warnings.warn(f"score_topk on {device} runs as torch operations: {problem}", stacklevel=2)
+    return not problem
+
+
+@torch.no_grad()
+def _difference(device: torch.device) -> str:
+    """What is wrong with the kernels' answers to a small problem, or nothing.
+
+    Scores are small whole numbers, so that they are exact, and many of them equal.
+    """
+    generator = torch.Generator().manual_seed(0)
+    pool, templates = (
+        torch.randint(-2, 3, shape, generator=generator).float().to(device)
+        for shape in ((150, 70), (35, 70))
+    )
+    expected = reference_topk.score_topk(pool, templates, 20)
+    found = choose(pool, templates, 20, None, None)
+    for name, ours, theirs in zip(("scores", "indices"), found, expected, strict=True):
+        if not torch.equal(ours, theirs):
+            return f"its {name} differ from torch's; please report it"
+    return ""
+
+
+def most_choices() -> int:
+    """The largest k that the kernels take."""
+    return int(_C.CUDA_MOST_CHOICES)
+
+
+def choose(
+    pool: torch.Tensor,  # [N,F], float32, bfloat16 or int8
+    templates: torch.Tensor,  # [O,F], float32
+    k: int,
+    exclude: torch.Tensor | None,  # [N], bool
+    scale: torch.Tensor | None,  # [N], float32
+) -> tuple[torch.Tensor, torch.Tensor]:  # [O,k] float32, [O,k] int64
+    """`score_topk` of checked CUDA tensors: two launches on torch's current stream, which a CUDA
+    graph can hold."""
+    objectives, device = len(templates), pool.device
+    scores = torch.empty(objectives, k, dtype=torch.float32, device=device)
+    indices = torch.empty(objectives, k, dtype=torch.int64, device=device)
+    if not k or not objectives:
+        return scores, indices
+    pool, templates = pool.contiguous(), templates.contiguous()
+    exclude, scale = (None if t is None else t.contiguous() for t in (exclude, scale))
+    size = _C.cuda_topk_bytes(len(pool), objectives, k)
+    scratch = shared._allocate(size, device, objectives)
+    _C.cuda_score_topk(
+        shared._block(scratch),
+        (pool.shape[0], pool.shape[1]),
+        pool.data_ptr(),
+        0 if scale is None else scale.data_ptr(),
+        0 if exclude is None else exclude.data_ptr(),
+        objectives,
+        templates.data_ptr(),
+        k,
+        dtype=shared._name(pool.dtype),
+        out=(scores.data_ptr(), indices.data_ptr()),
+        **shared._queue(device),
+    )
+    return scores, indices
