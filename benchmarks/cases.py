@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 StageName = Literal[
-    "readout", "tokens", "training", "image", "projection", "embed", "blobgpt", "phase1", "score"
+    "readout", "tokens", "training", "image", "projection", "embed", "blobgpt", "phase1", "topk"
 ]
 
 TITLES: dict[StageName, str] = {
@@ -19,7 +19,7 @@ TITLES: dict[StageName, str] = {
     "embed": "BlobGPT: latent → response (`vertex_embed`)",
     "blobgpt": "BlobGPT: raw trunk tokens → response, one projection for all subjects",
     "phase1": "BlobGPT: training step of the head (forward, backward, AdamW)",
-    "score": "pool of candidates → best of every objective (`score_topk`)",
+    "topk": "candidates and objectives → the best ten of each (`score_topk`; B counts objectives)",
 }
 
 # The sizes that a stage has.
@@ -32,7 +32,7 @@ LETTERS: dict[StageName, str] = {
     "embed": "VK",
     "blobgpt": "VLTCKRS",
     "phase1": "VLTCKRS",
-    "score": "NK",
+    "topk": "NF",
 }
 
 
@@ -44,7 +44,7 @@ class Case:
     compiled: those at which the forms that torch compiles do; C and raw:
     channels and side of the trunk's token grid; side: of the readout's grid; K, R, S: latent,
     embedding dimensions and subjects of BlobGPT, whose T tokens are the raw grid and one summary;
-    N: candidates of a pool of latents, scored for B objectives at once.
+    N, F: candidates of a pool and their features.
     """
 
     stage: StageName
@@ -57,6 +57,7 @@ class Case:
     R: int = 2048
     S: int = 1
     N: int = 100_000
+    F: int = 1024
     raw: int = 16
     side: int = 8
     trunk: str = ""
@@ -83,6 +84,8 @@ class Case:
     def memory(self) -> int:
         """Bytes that the case takes without Listing 1, an estimate from above."""
         letters, batch = LETTERS[self.stage], max(self.batches)
+        if self.stage == "topk":
+            return 10 * self.N * self.F + 8 * batch * self.N
         if "D" in letters:
             return 80 * self.V * self.D + 40 * batch * self.L * self.C * self.raw**2
         embedding = 24 * self.V * self.R if "R" in letters else 0
@@ -126,6 +129,8 @@ WHOLE: tuple[Case, ...] = (
     _blobgpt("blobgpt", (1, 8, 32), compiled=(1,)),
     _blobgpt("blobgpt", (1, 8), S=8),
     _blobgpt("phase1", (32,), S=8, compiled=(32,)),
+    Case("topk", (1, 24)),
+    Case("topk", (1, 24), N=10_000, F=12 * 128 * 65),
 )
 
 QUICK: tuple[Case, ...] = (
@@ -137,6 +142,7 @@ QUICK: tuple[Case, ...] = (
     _blobgpt("embed", (1,)),
     _blobgpt("blobgpt", (1,)),
     _blobgpt("phase1", (8,), V=9_887, R=512, S=2),
+    Case("topk", (24,)),
 )
 
 # On a GPU: Listing 1 at B = 256 would need 300 GB.
@@ -149,7 +155,7 @@ GPU: tuple[Case, ...] = (
     _blobgpt("projection", (1, 8, 32, 256)),
     _blobgpt("embed", (1, 8, 32, 256)),
     _blobgpt("image", (1,), trunk="eva02_base_patch14_224"),
-    Case("score", (1, 24)),
+    Case("topk", (1, 24)),
 )
 
 
@@ -169,7 +175,8 @@ def tiny(case: Case) -> Case:
         K=37,
         R=23,
         S=min(case.S, 3),
-        N=70,
+        N=211,
+        F=37,
         raw=2 if case.trunk else 6,
         side=2 if case.trunk else 4,
         trunk="vit_tiny_patch16_224" if case.trunk else "",

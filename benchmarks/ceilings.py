@@ -122,6 +122,12 @@ def phase1_work(case: Case, batch: int) -> Work:
     return Work(flops, 4.0 * (_STEP_PASSES * own + 2 * others))
 
 
+def topk_work(case: Case, batch: int, precision: str) -> Work:
+    """2 N F operations an objective; pool and templates once. Only fp32 has a float32 pool."""
+    pool = {"fp32": 4.0, "bf16x3": 2.0, "bf16": 2.0}[precision] * case.N * case.F
+    return Work(2.0 * batch * case.N * case.F, pool + 4.0 * batch * case.F)
+
+
 def share(work: Work, seconds: float, precision: str, ceilings: dict[str, float]) -> float:
     """Fraction of the roofline that a call reached: its least possible time over its time."""
     fma = ceilings["fma_gflop_per_s"]

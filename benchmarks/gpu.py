@@ -35,7 +35,7 @@ TAIL = 4000  # characters of a stage's output that are kept where it fails
 REQUIRE_CUDA = {"BRAINFAST_REQUIRE_CUDA": "1"}
 MEASURED = (  # benchmark stages and their limits in seconds
     *(("readout", 60.0), ("training", 60.0), ("image", 75.0), ("blobgpt", 60.0)),
-    *(("tokens", 45.0), ("projection", 40.0), ("embed", 40.0), ("score", 40.0)),
+    *(("tokens", 45.0), ("projection", 40.0), ("embed", 40.0), ("topk", 40.0)),
 )
 PACKAGES = ("torch", "triton", "timm", "numpy", "onnxruntime")
 

@@ -30,7 +30,7 @@ _CLASSES = {
     "projection": ("gpu_blobgpt", "GpuProjection"),
     "embed": ("gpu_blobgpt", "GpuEmbed"),
     "blobgpt": ("gpu_blobgpt", "GpuBlobGPT"),
-    "score": ("gpu_score", "GpuScore"),
+    "topk": ("gpu_topk", "GpuTopk"),
 }
 COMPILED = "compiled"  # of all stages that have compiled forms
 _OWN_WAY = {"training": "gpu_training", "image": "gpu_image"}  # modules with a `measure`
@@ -52,7 +52,7 @@ def measure(
     """
     until = time.monotonic() + budget_s
     part: Part = {"tables": [], "failed": {}, "left_out": {}}
-    if stage == "score" and not hasattr(ops, "score_topk"):
+    if stage == "topk" and not hasattr(ops, "score_topk"):
         part["left_out"][stage] = "this build has no score_topk"
         write(part)
         return part

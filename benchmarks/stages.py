@@ -19,6 +19,7 @@ _CLASSES: dict[StageName, tuple[str, str]] = {
     "embed": ("stage_embed", "EmbedStage"),
     "blobgpt": ("stage_blobgpt", "BlobStage"),
     "phase1": ("stage_phase1", "Phase1Stage"),
+    "topk": ("stage_topk", "TopkStage"),
 }
 
 

@@ -346,7 +346,7 @@ def measured_run(tmp_path):
     stages = {"build": {"ok": True, "seconds": 1.0}}
     stages["embed"] = {"ok": True, "seconds": 2.0, "ceilings": parts[0]["ceilings"]}
     result = {"name": "h200", "machine": machine, "stages": stages, "tables": tables}
-    result |= {"failed": {"racecheck": "exit\ncode 9"}, "left_out": {"score": "no"}, "seconds": 9}
+    result |= {"failed": {"racecheck": "exit\ncode 9"}, "left_out": {"topk": "no"}, "seconds": 9}
     gpu.write(tmp_path / "gpu-h200.json", result)
     return tmp_path
 

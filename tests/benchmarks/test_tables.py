@@ -158,6 +158,13 @@ def test_work_of_blobgpt_counted_by_hand():
     assert step == 3 * projection + 3 * 2 * 7 * 2 * 20 + 2 * 2 * 7 * 40
 
 
+def test_work_of_a_choice_counted_by_hand():
+    case = Case("topk", (1,), N=10, F=3)
+    work = ceilings.topk_work(case, 7, "fp32")
+    assert (work.flops, work.bytes) == (2 * 7 * 30, 4 * 30 + 4 * 7 * 3)
+    assert work.bytes - ceilings.topk_work(case, 7, "bf16").bytes == 2 * 30
+
+
 def test_share_of_the_roofline():
     at_best = {"fma_gflop_per_s": 100.0, "matmul_bf16_gflop_per_s": 300.0}
     at_best |= {"l3_gbyte_per_s": 50.0, "dram_gbyte_per_s": 10.0}

@@ -19,7 +19,7 @@ BEST = 10  # of every objective
 
 
 @dataclass(frozen=True)
-class GpuScore:
+class GpuTopk:
     """Calls take templates [B,K] of B objectives and answer the best scores [B,10]; the pool [N,K]
     is a constant."""
 
@@ -28,10 +28,10 @@ class GpuScore:
     bars = BARS
 
     @classmethod
-    def open(cls, case: Case, device: torch.device) -> GpuScore:
+    def open(cls, case: Case, device: torch.device) -> GpuTopk:
         """A standard normal pool."""
         generator = torch.Generator(device).manual_seed(0)
-        return cls(case, torch.randn(case.N, case.K, generator=generator, device=device))
+        return cls(case, torch.randn(case.N, case.F, generator=generator, device=device))
 
     def forms(self) -> list[GpuForm]:
         """Ours, and torch's product with topk."""
@@ -55,7 +55,7 @@ class GpuScore:
         """Standard normal templates."""
         device = self.pool.device
         generator = torch.Generator(device).manual_seed(number + 1)
-        return (torch.randn(batch, self.case.K, generator=generator, device=device),)
+        return (torch.randn(batch, self.case.F, generator=generator, device=device),)
 
     def judge(self, inputs: tuple[torch.Tensor, ...]) -> Judge:
         """The best scores in float64, in standard deviations of all scores."""
@@ -71,5 +71,5 @@ class GpuScore:
     def work(self, precision: str, batch: int) -> Work:
         """2 N K operations an objective; the pool and the templates once."""
         case = self.case
-        size = DTYPES[precision].itemsize * case.N * case.K + 4.0 * batch * case.K
-        return Work(2.0 * batch * case.N * case.K, size)
+        size = DTYPES[precision].itemsize * case.N * case.F + 4.0 * batch * case.F
+        return Work(2.0 * batch * case.N * case.F, size)
