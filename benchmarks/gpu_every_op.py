@@ -40,10 +40,8 @@ def calls(device: torch.device) -> Iterator[tuple[str, Callable[[], object]]]:
                 f"vertex_embed {shapes} {kind}",
                 partial(_same, ops.vertex_embed, reference.vertex_embed, arguments),
             )
-    if hasattr(ops, "score_topk"):
-        for count, features, objectives, best in ((70, 33, 3, 5), (1, 1, 1, 1), (1000, 65, 9, 10)):
-            sizes = (count, features, objectives, best)
-            yield f"score_topk {sizes}", partial(_scores, device, *sizes)
+    for sizes in ((70, 33, 3, 5), (1, 1, 1, 1), (1000, 65, 9, 10)):
+        yield f"score_topk {sizes}", partial(_scores, device, *sizes)
 
 
 def _readout(device: torch.device, sizes: tuple[int, ...], kind: torch.dtype) -> None:

@@ -20,7 +20,7 @@ BEST = 10  # of every objective
 
 @dataclass(frozen=True)
 class GpuTopk:
-    """Calls take templates [B,K] of B objectives and answer the best scores [B,10]; the pool [N,K]
+    """Calls take templates [B,F] of B objectives and answer the best scores [B,10]; the pool [N,F]
     is a constant."""
 
     case: Case
@@ -36,7 +36,7 @@ class GpuTopk:
     def forms(self) -> list[GpuForm]:
         """Ours, and torch's product with topk."""
         builds: dict[tuple[str, str], Callable[[torch.Tensor], Run]] = {
-            ("score_topk", OURS): lambda pool: lambda t: ops.score_topk(pool, t.to(pool), BEST)[0],
+            ("score_topk", OURS): lambda pool: lambda t: ops.score_topk(pool, t, BEST)[0],
             ("product, topk", forms.TORCH): lambda pool: (
                 lambda t: (t.to(pool) @ pool.T).topk(BEST, dim=1).values.float()
             ),
@@ -69,7 +69,7 @@ class GpuTopk:
         return judge
 
     def work(self, precision: str, batch: int) -> Work:
-        """2 N K operations an objective; the pool and the templates once."""
+        """2 N F operations an objective; the pool and the templates once."""
         case = self.case
         size = DTYPES[precision].itemsize * case.N * case.F + 4.0 * batch * case.F
         return Work(2.0 * batch * case.N * case.F, size)

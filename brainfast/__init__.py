@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from .errors import BrainfastError
     from .group_encoder import GroupEncoder
     from .group_engine import GroupEngine
+    from .objective import Objective
     from .response import Response
+    from .target_pattern import TargetPattern
     from .training.fit import fit
     from .training.group_fit import fit_group
     from .training.new_subject import add_subject
@@ -34,7 +36,9 @@ __all__ = [
     "Engine",
     "GroupEncoder",
     "GroupEngine",
+    "Objective",
     "Response",
+    "TargetPattern",
     "add_subject",
     "data",
     "fit",
@@ -48,7 +52,9 @@ _HOME = {
     "Engine": "engine",
     "GroupEncoder": "group_encoder",
     "GroupEngine": "group_engine",
+    "Objective": "objective",
     "Response": "response",
+    "TargetPattern": "target_pattern",
     "add_subject": "training",
     "fit": "training",
     "fit_group": "training",

@@ -102,10 +102,11 @@ def _gpu() -> dict[str, Any]:
 
 
 def _kernels() -> str:
-    """The operations that this build's CUDA classes are for, CudaFactorReadout and the like."""
-    names = [name.removeprefix("Cuda") for name in sorted(vars(_C)) if name.startswith("Cuda")]
-    operations = [re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in names]
-    return f"{', '.join(operations)}: {KERNELS}" if operations else NO_KERNELS
+    """The operations that this build has on CUDA: CudaFactorReadout, cuda_score_topk and so on."""
+    plans = [name.removeprefix("Cuda") for name in vars(_C) if name.startswith("Cuda")]
+    operations = [re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in plans]
+    operations += ["score_topk"] if hasattr(_C, "cuda_score_topk") else []
+    return f"{', '.join(sorted(operations))}: {KERNELS}" if operations else NO_KERNELS
 
 
 def _architecture(name: str) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import warnings
 
 import torch
 
 from .. import _C
-from . import factor_readout_cuda as shared
-from . import reference_topk
+from . import cuda_kernels, reference_topk
 
 
 @functools.cache
@@ -19,10 +17,7 @@ def usable(device: torch.device) -> bool:
     The first no is a warning that says why. The first call chooses from a small pool both ways and
     waits for the answers: make it before a graph is captured.
     """
-    problem = shared._problem(device.index or 0) or _difference(device)
-    if problem:
-        warnings.warn(f"score_topk on {device} runs as torch operations: {problem}", stacklevel=2)
-    return not problem
+    return cuda_kernels.check_usable("score_topk", "cuda_score_topk", device, _difference)
 
 
 @torch.no_grad()
@@ -66,9 +61,9 @@ def choose(
     pool, templates = pool.contiguous(), templates.contiguous()
     exclude, scale = (None if t is None else t.contiguous() for t in (exclude, scale))
     size = _C.cuda_topk_bytes(len(pool), objectives, k)
-    scratch = shared._allocate(size, device, objectives)
+    scratch = cuda_kernels.allocate(size, device, objectives)
     _C.cuda_score_topk(
-        shared._block(scratch),
+        cuda_kernels.block(scratch),
         (pool.shape[0], pool.shape[1]),
         pool.data_ptr(),
         0 if scale is None else scale.data_ptr(),
@@ -76,8 +71,8 @@ def choose(
         objectives,
         templates.data_ptr(),
         k,
-        dtype=shared._name(pool.dtype),
+        dtype=cuda_kernels.name_of(pool.dtype),
         out=(scores.data_ptr(), indices.data_ptr()),
-        **shared._queue(device),
+        **cuda_kernels.queue(device),
     )
     return scores, indices

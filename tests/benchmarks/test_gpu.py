@@ -251,7 +251,7 @@ def test_every_op_is_called_and_a_wrong_one_is_found(monkeypatch, capsys):
 
 def test_the_benchmarks_import_with_torch_numpy_and_timm_alone():
     """Of what brainfast depends on, a GPU machine has no pydantic, nibabel and nilearn."""
-    modules = "gpu_readout, gpu_tokens, gpu_blobgpt, gpu_training, gpu_score, gpu_every_op"
+    modules = "gpu_readout, gpu_tokens, gpu_blobgpt, gpu_training, gpu_topk, gpu_every_op"
     script = (
         "import sys\n"
         "sys.modules |= dict.fromkeys(['pydantic', 'nibabel', 'nilearn'])\n"
@@ -362,7 +362,7 @@ def test_tables_hold_every_row_and_what_is_missing(measured_run):
     for row in (row for table in runs[0].values["tables"] for row in table["rows"]):
         assert f"| {row['form']}, {row['library']} {row['precision']} | {row['batch']} |" in page
     assert "Failed: racecheck: exit code 9" in page
-    assert "Left out: score: no" in page
+    assert "Left out: topk: no" in page
     for text in (block, page):
         heads = [line for line in text.splitlines() if line.startswith("|---")]
         assert len(heads) >= 2

@@ -2,59 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
-import sysconfig
-from importlib.machinery import ExtensionFileLoader
-from importlib.util import module_from_spec, spec_from_loader
-from pathlib import Path
 
 import pytest
 import torch
 
-from brainfast.ops import factor_readout_cuda, reference, score_topk, score_topk_cuda
+from brainfast.ops import cuda_kernels, reference, score_topk, score_topk_cuda
 
-ROOT = Path(__file__).parents[2]
 OP = sys.modules["brainfast.ops.score_topk"]
 SIZES = [(1, 1, 1, 1), (150, 40, 35, 9), (70, 64, 2, 70)]  # N F O k
 FULL_SIZES = [*SIZES, (5000, 1024, 24, 10), (3000, 99, 3, 1024), (2000, 8, 1, 1500)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
-
-
-@pytest.fixture(scope="session")
-def emulated(tmp_path_factory):
-    pybind11 = pytest.importorskip("pybind11")
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler is on PATH")
-    path = tmp_path_factory.mktemp("cuda") / "emulated_cuda.so"
-    folders = [
-        *(ROOT / "csrc", ROOT / "tests" / "csrc"),
-        *(pybind11.get_include(), sysconfig.get_path("include")),
-    ]
-    sources = ["tests/csrc/emulated_cuda_module.cpp", "csrc/runtime/cpu_features.cpp"]
-    subprocess.run(
-        [
-            *(compiler, "-std=c++20", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"),
-            *(f"-I{folder}" for folder in folders),
-            *(ROOT / source for source in sources),
-            *("-o", path),
-        ],
-        check=True,
-    )
-    loader = ExtensionFileLoader("emulated_cuda", str(path))
-    module = module_from_spec(spec_from_loader("emulated_cuda", loader))
-    loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def gpu():
-    if not torch.cuda.is_available() and os.environ.get("BRAINFAST_REQUIRE_CUDA") != "1":
-        pytest.skip("no GPU that torch sees")
-    return "cuda"
 
 
 @pytest.fixture(params=["emulated", "cuda"])
@@ -71,7 +29,7 @@ def choose(request, monkeypatch):
             )
         ]
     monkeypatch.setattr(score_topk_cuda, "_C", request.getfixturevalue("emulated"))
-    monkeypatch.setattr(factor_readout_cuda, "_queue", lambda _: {"device": 0, "stream": 0})
+    monkeypatch.setattr(cuda_kernels, "queue", lambda _: {"device": 0, "stream": 0})
 
     def call(pool, templates, k, exclude=None, scale=None):
         if pool.dtype == torch.float16:
@@ -130,7 +88,7 @@ def test_the_kernels_are_checked_before_they_are_used(choose, monkeypatch):
         return scores, indices.flip(1)
 
     monkeypatch.setattr(score_topk_cuda, "choose", wrong)
-    monkeypatch.setattr(factor_readout_cuda, "_problem", lambda _: "")
+    monkeypatch.setattr(cuda_kernels, "find_problem", lambda *_: "")
     score_topk_cuda.usable.cache_clear()
     with pytest.warns(UserWarning, match="its indices differ from torch's"):
         assert not score_topk_cuda.usable(place)
