@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 import gpu_ceilings
-from brainfast import ops
 from brainfast.files import write_json
 from brainfast.forms import OURS
 from cases import GPU, Case
