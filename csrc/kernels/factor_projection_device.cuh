@@ -6,7 +6,8 @@
 
 namespace brainfast::cuda {
 
-constexpr int kMapPadding = 16;  // tokens: columns are multiplied in sixteens
+constexpr int kMapPadding = 16;                   // tokens: columns are multiplied in sixteens
+constexpr std::size_t kMostArgumentBytes = 4000;  // of a kernel, and some to spare
 
 // Of one layer. Maps beyond the last token or latent are zero; the rows of a tile are side by side
 // as side_by_side has them, but in order in fp32. They are bfloat16 in bf16, else float32.
@@ -32,6 +33,7 @@ struct Projection {
   float* latents;                // [B,K]
   PackedLayer layer[kMostProjectionLayers];
 };
+static_assert(sizeof(Projection) + 32 <= kMostArgumentBytes);
 
 __host__ __device__ constexpr int map_size(Precision precision) {
   return precision == Precision::bf16 ? 2 : 4;

@@ -153,13 +153,17 @@ __device__ void project_unit(const Projection& p, const ProjectionUnit& u, unsig
 template <Precision kPrecision>
 __device__ void project_unit(const Projection& p, const ProjectionUnit& u, unsigned char* shared,
                              ScalarTile& products) {
+  using ShortTile = ScalarProducts<ScalarTile::kRows, 2>;
   const PackedLayer& layer = p.layer[u.layer];
+  const auto columns_at = [&](int turn) {
+    return chunk_columns(layer, p.shift, u.chunk(turn), kChunk);
+  };
   const auto place = [&](int turn) {
     return shared + kProjectionChunksAt + turn % 2 * kChunkBytes;
   };
   const auto start = [&](int turn) {
-    start_tokens(layer, p.shift, u.group(turn), u.slice, u.chunk(turn) * kChunk,
-                 chunk_columns(layer, p.shift, u.chunk(turn), kChunk), place(turn));
+    start_tokens(layer, p.shift, u.group(turn), u.slice, u.chunk(turn) * kChunk, columns_at(turn),
+                 place(turn));
     device::commit_copies();
   };
   start_filters(layer, p.latent, u.tile, u.slice, shared);
@@ -169,19 +173,25 @@ __device__ void project_unit(const Projection& p, const ProjectionUnit& u, unsig
                             static_cast<std::int64_t>(u.tile) * layer.padded_tokens * kTile;
   float y[ScalarTile::kRows] = {};
   each_in_turn(u.groups * u.chunks, start, [&](int turn) {
-    products.multiply(shared, place(turn), steps,
-                      [&](const float (&sums)[ScalarTile::kRows][ScalarTile::kColumns]) {
+    const int first = u.chunk(turn) * kChunk + products.column();
+    const auto weigh = [&](const auto& sums) {
+      constexpr int kColumns = sizeof(sums[0]) / sizeof(float);
 #pragma unroll
-                        for (int j = 0; j < ScalarTile::kColumns; ++j) {
-                          const int column = u.chunk(turn) * kChunk + products.column() + 8 * j;
-                          const std::int64_t token = column >> p.shift;
-                          if (token >= layer.tokens) continue;
+      for (int j = 0; j < kColumns; ++j) {
+        const std::int64_t token = (first + 8 * j) >> p.shift;
+        if (token >= layer.tokens) continue;
 #pragma unroll
-                          for (int r = 0; r < ScalarTile::kRows; ++r) {
-                            y[r] += sums[r][j] * maps[token * kTile + products.vertex(r)];
-                          }
-                        }
-                      });
+        for (int r = 0; r < ScalarTile::kRows; ++r) {
+          y[r] += sums[r][j] * maps[token * kTile + products.vertex(r)];
+        }
+      }
+    };
+    // A class token makes a short last chunk the common case.
+    if (columns_at(turn) <= 8 * ShortTile::kColumns) {
+      ShortTile().multiply(shared, place(turn), steps, weigh);
+    } else {
+      products.multiply(shared, place(turn), steps, weigh);
+    }
     if (!u.ends_group(turn)) return;
     products.each_image(y, p.shift, [&](int row, int image, float sum) {
       *u.sum(p, u.group(turn), row, image) = sum;

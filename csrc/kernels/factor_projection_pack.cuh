@@ -63,6 +63,7 @@ struct PackArguments {
   int counter_count;
   TokenSource layer[kMostProjectionLayers];
 };
+static_assert(sizeof(PackArguments) <= kMostArgumentBytes);
 
 // A block for two neighbouring pieces of the rows of a layer and image, in a slice: threads side by
 // side read neighbouring tokens, and each fills a sector of memory.
