@@ -1,5 +1,6 @@
 // The readout's kernels on a CUDA device.
 #include <array>
+#include <string>
 
 #include "bindings_cuda.h"
 #include "kernels/factor_readout_cuda.h"

@@ -1,5 +1,7 @@
 // BlobGPT's kernels on a CUDA device.
 #include <array>
+#include <string>
+#include <tuple>
 #include <vector>
 
 #include "bindings_cuda.h"

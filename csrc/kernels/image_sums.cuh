@@ -7,8 +7,8 @@ namespace brainfast::cuda {
 
 // Dots of a chunk, whose columns are terms with kTrainingImages images side by side, times
 // factor(row, image), over the images: keep(term, row, sum) is called once for each term of the
-// chunk and row of the tile that is not padding. `weight` is the tile in shared memory, which
-// tensor cores have in registers; `count` rows of it are not padding.
+// chunk and row of the tile, and may be for padding too. `weight` is the tile in shared memory,
+// which tensor cores have in registers; `count` rows of it are not padding.
 template <Precision kPrecision, class Factor, class Keep>
 __device__ void sum_images(const TensorTile<kPrecision>& products, const unsigned char*,
                            const unsigned char* rows, int columns, int steps, int count,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -130,3 +131,41 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 def gpu() -> str:
     need_gpu()
     return "cuda"
+
+
+@pytest.fixture
+def capture(gpu: str) -> Callable[..., tuple[torch.cuda.CUDAGraph, object]]:
+    """step -> a graph of it, and what a replay writes."""
+
+    def make(step: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, object]:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = step()
+        return graph, found
+
+    return make
+
+
+@pytest.fixture
+def check_streams(gpu: str) -> Callable[..., None]:
+    """(run, cases): whether threads with a stream each answer as one after another does."""
+
+    def check(run: Callable[..., list[torch.Tensor]], cases: list[list[torch.Tensor]]) -> None:
+        def on_a_stream(case: list[torch.Tensor]) -> list[torch.Tensor]:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                found = run(*case)
+                torch.cuda.current_stream().synchronize()
+            return found
+
+        torch.cuda.synchronize()
+        expected = [on_a_stream(case) for case in cases]
+        with ThreadPoolExecutor(4) as executor:
+            for found, wanted in zip(executor.map(on_a_stream, cases), expected, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+    return check

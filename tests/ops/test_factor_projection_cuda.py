@@ -5,7 +5,6 @@ What the emulator cannot show stands in tests/csrc/test_blobgpt_cuda_emulated.cp
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
 
@@ -326,20 +325,7 @@ def test_never_waits_for_the_device(gpu):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def capture(step):
-    """A graph of one step, and what a replay writes."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = step()
-    return graph, found
-
-
-def test_a_cuda_graph_replays_forward_and_backward(gpu):
+def test_a_cuda_graph_replays_forward_and_backward(gpu, capture):
     case, grad_output = make_case(gpu, (3, 40, 70, 150), grad=True), normal(3, 150).to(gpu)
     step = partial(gradients, factor_projection, case, grad_output)
     graph, found = capture(step)
@@ -351,7 +337,7 @@ def test_a_cuda_graph_replays_forward_and_backward(gpu):
         assert torch.equal(a, b)
 
 
-def test_a_cuda_graph_replays_a_plan(gpu):
+def test_a_cuda_graph_replays_a_plan(gpu, capture):
     filters, maps, local, global_ = make_layers(gpu, 5, 300, [(130, 8, 8), (70, 4, 4)])
     plan = CudaFactorProjectionPlan(filters, maps, precision="bf16")
     graph, found = capture(partial(plan.run, local, global_))
@@ -361,18 +347,9 @@ def test_a_cuda_graph_replays_a_plan(gpu):
         assert torch.equal(found, plan.run(local, global_))
 
 
-def test_streams_of_several_threads(gpu):
-    cases = [make_case(gpu, (2, 40 + i, 70, 150), grad=True) for i in range(8)]
+def test_streams_of_several_threads(check_streams, gpu):
+    def run(*case):
+        answer = factor_projection(*case)
+        return [answer, *torch.autograd.grad(answer.sum(), case)]
 
-    def run(case):
-        with torch.cuda.stream(torch.cuda.Stream()):
-            latent = factor_projection(*case)
-            found = [latent, *torch.autograd.grad(latent.sum(), case)]
-            torch.cuda.current_stream().synchronize()
-        return found
-
-    torch.cuda.synchronize()
-    expected = [run(case) for case in cases]
-    with ThreadPoolExecutor(4) as executor:
-        for found, wanted in zip(executor.map(run, cases), expected, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    check_streams(run, [make_case(gpu, (2, 40 + i, 70, 150), grad=True) for i in range(8)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
 
@@ -241,17 +240,11 @@ def test_never_waits_for_the_device(gpu, make_case):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_a_cuda_graph_replays_forward_and_backward(gpu, make_case):
+def test_a_cuda_graph_replays_forward_and_backward(gpu, make_case, capture):
     case = on(gpu, make_case((2, 300, 5, 40, 4, 4), grad=True))
     grad_output = normal(2, 300).to(gpu)
     step = partial(gradients, factor_readout, case, grad_output)
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = step()
+    graph, found = capture(step)
     with torch.no_grad():
         case[2].copy_(case[2].roll(1, 0) * 0.7)  # points move to other cells
         case[0].mul_(-1.5)
@@ -260,21 +253,12 @@ def test_a_cuda_graph_replays_forward_and_backward(gpu, make_case):
         assert torch.equal(a, b)
 
 
-def test_streams_of_several_threads(gpu, make_case):
-    cases = [on(gpu, make_case((2, 400 + i, 4, 16, 6, 6), grad=True)) for i in range(8)]
+def test_streams_of_several_threads(check_streams, gpu, make_case):
+    def run(*case):
+        answer = factor_readout(*case)
+        return [answer, *torch.autograd.grad(answer.sum(), case)]
 
-    def run(case):
-        with torch.cuda.stream(torch.cuda.Stream()):
-            response = factor_readout(*case)
-            found = [response, *torch.autograd.grad(response.sum(), case)]
-            torch.cuda.current_stream().synchronize()
-        return found
-
-    torch.cuda.synchronize()
-    expected = [run(case) for case in cases]
-    with ThreadPoolExecutor(4) as executor:
-        for found, wanted in zip(executor.map(run, cases), expected, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    check_streams(run, [on(gpu, make_case((2, 400 + i, 4, 16, 6, 6), grad=True)) for i in range(8)])
 
 
 def test_kernels_that_answer_otherwise_than_torch_are_not_used(device, monkeypatch):

@@ -5,7 +5,6 @@ What the emulator cannot show stands in tests/csrc/test_blobgpt_cuda_emulated.cp
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
 
@@ -216,39 +215,25 @@ def test_compiles_into_a_graph(gpu):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_cuda_graph_replays_a_plan_without_waiting(gpu, precision):
+def test_a_cuda_graph_replays_a_plan_without_waiting(gpu, precision, capture):
     latent, weight, bias = make_case(gpu, (5, 500, 130))
     plan = CudaVertexEmbedPlan(weight, bias, precision=precision)
     step = partial(plan.run, latent)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
+    step()
     torch.cuda.set_sync_debug_mode("error")
     try:
         step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = step()
+    graph, found = capture(step)
     latent.mul_(-1.5)
     graph.replay()
     assert torch.equal(found, step())
 
 
-def test_streams_of_several_threads(gpu):
-    cases = [make_case(gpu, (2, 400 + i, 64)) for i in range(8)]
+def test_streams_of_several_threads(check_streams, gpu):
+    def run(*case):
+        answer = vertex_embed(*case)
+        return [answer, *torch.autograd.grad(answer.sum(), case)]
 
-    def run(case):
-        with torch.cuda.stream(torch.cuda.Stream()):
-            response = vertex_embed(*case)
-            torch.cuda.current_stream().synchronize()
-        return response
-
-    torch.cuda.synchronize()
-    expected = [run(case) for case in cases]
-    with ThreadPoolExecutor(4) as executor:
-        for found, wanted in zip(executor.map(run, cases), expected, strict=True):
-            assert torch.equal(found, wanted)
+    check_streams(run, [make_case(gpu, (2, 400 + i, 64), grad=True) for i in range(8)])
