@@ -1,104 +1,30 @@
-"""Images to responses on one device: buckets, padding, sizes, threads, memory; graphs on a GPU."""
+"""Images to responses on one device: values, batch sizes, image sizes, precisions, mistakes."""
 
 from __future__ import annotations
 
-import gc
-import os
-import re
-import threading
-import time
-import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from brainfast import device_engine, device_graphs
-from brainfast.device_engine import DeviceRunner, open_head
 from brainfast.errors import BrainfastError
-from brainfast.folded import FoldedFactorTopy
-from brainfast.folded_blobgpt import BlobProjection, FoldedBlobGPT
-from brainfast.images import preprocess
 from brainfast.tokens import Tokens
-
-LAYERS, C, GRID, D, V = (1, 3), 6, (4, 4), 5, 23
-SETTINGS = SimpleNamespace(
-    size=(32, 32),
-    interpolation="bicubic",
-    antialias=True,
-    mean=(0.5, 0.4, 0.3),
-    std=(0.2, 0.3, 0.4),
+from device_parts import (
+    SETTINGS,
+    SmallTrunk,
+    V,
+    by_hand,
+    check,
+    factortopy,
+    make,
+    need_gpu,
+    pictures,
+    subjects,
 )
-
-
-class SmallTrunk(nn.Module):
-    """Two layers of 4 x 4 tokens of images of 32 x 32 pixels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.patches = nn.Conv2d(3, C, 8, stride=8)
-            self.mix = nn.Linear(C, C)
-        self.requires_grad_(False)
-
-    def forward(self, pixels: torch.Tensor) -> Tokens:
-        first = self.patches(pixels).flatten(2).transpose(1, 2)
-        layers = [first, first + self.mix(first).tanh()]
-        local = tuple(layer.transpose(1, 2).unflatten(2, GRID) for layer in layers)
-        return Tokens(local, tuple(layer.mean(dim=1) for layer in layers), LAYERS)
-
-
-def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.normal(size=shape).astype(np.float32)
-
-
-def factortopy(precision: Any = "fp32") -> FoldedFactorTopy:
-    rng = np.random.default_rng(0)
-    return FoldedFactorTopy(
-        space=normal(rng, V, 2),
-        layer=normal(rng, V, 2),
-        scale=rng.uniform(size=V).astype(np.float32),
-        weight=normal(rng, V, D),
-        bias=normal(rng, V),
-        bottleneck_local=(normal(rng, D, C), normal(rng, D, C)),
-        bottleneck_global=(normal(rng, D, C), normal(rng, D, C)),
-        offset_local=normal(rng, 2, D),
-        offset_global=normal(rng, 2, D),
-        layers=LAYERS,
-        grid=(2, 2),
-        precision=precision,
-    )
-
-
-def subjects() -> dict[str, FoldedBlobGPT]:
-    rng = np.random.default_rng(0)
-    projection = BlobProjection(
-        filters=(normal(rng, 7, C), normal(rng, 7, C)),
-        maps=(normal(rng, 7, 17), normal(rng, 7, 17)),
-        latent_bias=normal(rng, 7),
-        layers=LAYERS,
-        grids=(GRID, GRID),
-        class_token=True,
-    )
-    return {
-        name: FoldedBlobGPT(projection, normal(rng, n, 7), normal(rng, n))
-        for name, n in (("a", 9), ("b", 4))
-    }
-
-
-def pictures(count: int, height: int = 41, width: int = 37, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-
-
-def need_gpu() -> None:
-    if not torch.cuda.is_available() and os.environ.get("BRAINFAST_REQUIRE_CUDA") != "1":
-        pytest.skip("no GPU that torch sees")
 
 
 @pytest.fixture(params=["cpu", "cuda"])
@@ -106,12 +32,6 @@ def device(request: pytest.FixtureRequest) -> str:
     if request.param == "cuda":
         need_gpu()
     return str(request.param)
-
-
-@pytest.fixture
-def gpu() -> str:
-    need_gpu()
-    return "cuda"
 
 
 @pytest.fixture
@@ -126,25 +46,6 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     monkeypatch.setattr(device_engine, "Replay", Recorded)
     return shapes
-
-
-def make(device: str, head: Any = None, **options: Any) -> DeviceRunner:
-    given = {"preprocessing": SETTINGS, "trunk": SmallTrunk()} | options
-    module = open_head(factortopy() if head is None else head, device)
-    return DeviceRunner(head=module, device=device, **given)
-
-
-def by_hand(images: Any, head: Any = None, trunk: Any = None, settings: Any = SETTINGS) -> Any:
-    """Preprocessing in numpy, the trunk in torch on the CPU, the folded head in numpy."""
-    pixels = torch.from_numpy(preprocess(list(images), settings))
-    tokens = (trunk or SmallTrunk())(pixels).map(lambda array: array.float().numpy())
-    return (head or factortopy()).run(tokens)
-
-
-def check(found: np.ndarray, expected: np.ndarray, bound: float = 1e-5) -> None:
-    assert found.dtype == np.float32
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= bound * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
@@ -207,15 +108,6 @@ def test_more_than_the_largest_bucket_is_several(
     assert [shape[0] for shape in opened] == [4]
 
 
-def test_an_answer_depends_on_no_other_row_and_no_padding(device: str) -> None:
-    runner, images = make(device), pictures(4)
-    runner.predict(images)
-    expected = runner.predict(images)
-    for other in (pictures(4, seed=5), np.full_like(images, 255)):
-        runner.predict(other)  # leaves its rows behind
-        assert np.array_equal(runner.predict(images[:3]), expected[:3])
-
-
 @pytest.mark.parametrize("source", [(32, 32), (41, 37), (20, 60)])
 def test_sizes_are_grouped_and_all_else_is_left_to_the_host(
     device: str, opened: list[Any], source: tuple[int, int]
@@ -274,35 +166,6 @@ def test_warm_up_leaves_nothing_to_capture(device: str, opened: list[Any]) -> No
     assert opened[8:] == [(1, 32, 32, 3)] * 2
 
 
-@pytest.mark.parametrize("slots", [1, 3])
-def test_threads_get_their_own_answers(device: str, slots: int) -> None:
-    runner = make(device, slots=slots)
-    cases = [pictures(1 + seed % 5, 41 - seed % 2, 37, seed) for seed in range(24)]
-    expected = [by_hand(case) for case in cases]
-    with ThreadPoolExecutor(6) as pool:
-        for found, wanted in zip(pool.map(runner.predict, cases), expected, strict=True):
-            check(found, wanted)
-
-
-def test_two_warm_ups_at_once_do_not_wait_for_one_another(device: str) -> None:
-    runner = make(device, slots=2)
-    with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(runner.warm_up, (1, 2)) for _ in range(4)]
-        for job in jobs:
-            job.result(timeout=60)
-
-
-def test_several_runners_share_a_trunk(device: str) -> None:
-    trunk = SmallTrunk().to(device)
-    runners = [make(device, head, trunk=trunk) for head in (factortopy(), subjects())]
-    assert {id(runner._trunk) for runner in runners} == {id(trunk)}
-    images = pictures(2)
-    with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(runner.predict, images) for runner in runners for _ in range(3)]
-    check(jobs[0].result(), by_hand(images))
-    assert np.array_equal(jobs[4].result(), jobs[5].result())
-
-
 @pytest.mark.parametrize(
     ("images", "words"),
     [
@@ -343,49 +206,6 @@ def test_bad_choices_are_refused(call: Callable[[], Any], words: str) -> None:
         call()
 
 
-class Hungry(SmallTrunk):
-    """A trunk that only so many images fit through."""
-
-    fits = 4
-
-    def forward(self, pixels: torch.Tensor) -> Tokens:
-        if len(pixels) > self.fits:
-            raise torch.OutOfMemoryError(
-                "CUDA out of memory. Tried to allocate 3.50 GiB. GPU 0 ..."
-            )
-        return super().forward(pixels)
-
-
-def test_too_large_a_batch_names_the_bytes_and_one_that_fits(device: str) -> None:
-    runner = make(device, trunk=Hungry())
-    with pytest.raises(BrainfastError) as error:
-        runner.predict(pictures(13))
-    text = str(error.value)
-    assert re.search(r"batch of 16: expected 3.50 GiB more, got [\d,]+ bytes free", text), text
-    assert text.endswith("use batches of at most 4")
-    assert runner.predict(pictures(4)).shape == (4, V)  # it goes on
-
-
-def test_no_memory_for_one_image_is_told(device: str) -> None:
-    trunk = Hungry()
-    trunk.fits = 0
-    with pytest.raises(BrainfastError, match="free memory on the device"):
-        make(device, trunk=trunk).predict(pictures(2))
-
-
-def test_an_operator_out_of_memory_is_told_the_same_way(device: str) -> None:
-    class Scratch(SmallTrunk):
-        def forward(self, pixels: torch.Tensor) -> Tokens:
-            if len(pixels) > 1:
-                raise BrainfastError("memory", expected="77 bytes", got="5 free") from (
-                    torch.OutOfMemoryError("none left")
-                )
-            return super().forward(pixels)
-
-    with pytest.raises(BrainfastError, match=r"expected 77 bytes more.*batches of at most 1"):
-        make(device, trunk=Scratch()).predict(pictures(4))
-
-
 def test_other_errors_pass_through_and_leave_the_slot_free(device: str) -> None:
     class Broken(SmallTrunk):
         broken = True
@@ -401,86 +221,3 @@ def test_other_errors_pass_through_and_leave_the_slot_free(device: str) -> None:
         runner.predict(pictures(1))
     trunk.broken = False
     check(runner.predict(pictures(1)), by_hand(pictures(1)))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def test_kept_warm_it_replays_its_smallest_graph_when_idle(
-    device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replayed: list[int] = []
-    original = device_graphs.Replay.replay
-
-    def count(self: device_graphs.Replay) -> None:
-        original(self)
-        replayed.append(self.batch)
-
-    monkeypatch.setattr(device_graphs.Replay, "replay", count)
-    runner = make(device)
-    runner.keep_warm(1)
-    runner.warm_up((4, 2), sizes=[])
-    wait_for(lambda: len(replayed) >= 3)
-    images = pictures(3)
-    check(runner.predict(images), by_hand(images))
-    runner.keep_warm(None)
-    wait_for(lambda: not any("_keep_warm" in t.name for t in threading.enumerate()))
-    before = len(replayed)
-    runner.predict(images)
-    assert set(replayed) == {2}
-    assert len(replayed) == before
-
-
-def test_a_call_on_its_way_is_not_replayed_over(device: str) -> None:
-    runner = make(device)
-    slot = runner._slots.get()
-    runner.replay_idle(0)  # returns at once: no slot is free
-    runner._slots.put(slot)
-
-
-def test_keeping_warm_keeps_no_runner_alive() -> None:
-    runner = make("cpu")
-    runner.keep_warm(1)
-    gone = weakref.ref(runner)
-    del runner
-    wait_for(lambda: gc.collect() >= 0 and gone() is None)
-
-
-def test_a_graph_replays_what_the_trunk_and_head_answer_eagerly(gpu: str) -> None:
-    runner, images = make(gpu, slots=2), pictures(6)
-    runner.warm_up((8,), sizes=[(41, 37)])
-    replay = runner._slots.queue[0].replays[8, (41, 37)]
-    assert replay._graph is not None
-    eager = replay._function(torch.from_numpy(pictures(8)).to(gpu)).cpu().numpy()
-    assert np.array_equal(runner.predict(pictures(8)[:6]), eager[:6])
-    check(runner.predict(images), by_hand(images))
-
-
-def test_streams_of_several_threads(gpu: str) -> None:
-    runner = make(gpu, slots=2)
-    cases = [pictures(3, seed=seed) for seed in range(12)]
-
-    def run(case: np.ndarray) -> np.ndarray:
-        with torch.cuda.stream(torch.cuda.Stream()):
-            busy = torch.randn(2000, 2000, device=gpu)
-            busy @ busy
-            return runner.predict(case)
-
-    with ThreadPoolExecutor(4) as pool:
-        for found, case in zip(pool.map(run, cases), cases, strict=True):
-            check(found, by_hand(case))
-
-
-def test_a_gpu_that_is_full_names_a_batch_that_fits(gpu: str) -> None:
-    class Wide(SmallTrunk):
-        def forward(self, pixels: torch.Tensor) -> Tokens:
-            free, _ = torch.cuda.mem_get_info()
-            share = torch.empty(len(pixels) * free // 6, dtype=torch.uint8, device=pixels.device)
-            return super().forward(pixels + 0 * share[0])
-
-    with pytest.raises(BrainfastError, match=r"use batches of at most [124]$"):
-        make(gpu, trunk=Wide()).predict(pictures(16))
