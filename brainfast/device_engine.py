@@ -84,9 +84,8 @@ class DeviceRunner:
         for _ in range(slots):
             self._slots.put(Slot(self.device))
         self._count, self._warming = slots, threading.Lock()
-        if (
-            self.device.type == "cuda"
-        ):  # where constants were packed, before other streams read them
+        if self.device.type == "cuda":
+            # Constants are packed on this stream, and read on others.
             torch.cuda.current_stream(self.device).synchronize()
         self._used = time.monotonic()
         self._cooling: threading.Event | None = None
@@ -102,7 +101,7 @@ class DeviceRunner:
         source = self._device_size(images)
         rows = images if source else list(self._host_pixels(images))
         parts = [self._run(rows[i : i + LARGEST], source) for i in range(0, len(rows), LARGEST)]
-        found = np.concatenate(parts)
+        found = parts[0] if len(parts) == 1 else np.concatenate(parts)
         finite = np.isfinite(found).all(axis=1)
         if not finite.all():
             raise BrainfastError(
