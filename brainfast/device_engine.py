@@ -197,7 +197,7 @@ class DeviceRunner:
                 pixels = (bucket, 3, *self.preprocessing.size)
                 return Replay(self._function(None), pixels, torch.float32, slot)
             return Replay(self._function(source), (bucket, *source, 3), torch.uint8, slot)
-        except (torch.OutOfMemoryError, BrainfastError) as error:
+        except (RuntimeError, BrainfastError) as error:  # also what a broken capture ends in
             asked = _bytes_asked(error)
             if asked is None:
                 raise
@@ -299,14 +299,15 @@ def _fits_staging(images: int, size: Size | None) -> bool:
     return size is None or _bucket(images) * size[0] * size[1] * 3 <= STAGED_BYTES
 
 
-def _bytes_asked(error: Exception) -> str | None:
+def _bytes_asked(error: BaseException | None) -> str | None:
     """What an allocation that failed had asked for; None where another thing went wrong."""
-    if isinstance(error.__cause__, torch.OutOfMemoryError) and isinstance(error, BrainfastError):
-        return error.expected
-    if not isinstance(error, torch.OutOfMemoryError):
-        return None
-    found = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
-    return found.group(1) if found else "memory"
+    asked = error.expected if isinstance(error, BrainfastError) else None
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            found = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
+            return asked or (found.group(1) if found else "memory")
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _free_bytes(device: torch.device) -> int:

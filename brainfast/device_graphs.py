@@ -30,11 +30,14 @@ class Slot:
         self.device = device
         self.replays: OrderedDict[Hashable, Replay] = OrderedDict()
         self.stream: Any = None
-        self.pool: Any = None
         if device.type == "cuda":
             make_stream: Any = torch.cuda.Stream
             self.stream = make_stream(device)
-            self.pool = torch.cuda.graph_pool_handle()
+
+    @property
+    def pool(self) -> Any:
+        """The memory that the slot's graphs share; None before the first."""
+        return next((replay.pool for replay in self.replays.values()), None)
 
     def on_stream(self) -> AbstractContextManager[Any]:
         """Inside, torch works on the slot's stream."""
@@ -65,6 +68,11 @@ class Replay:
         self._output = self._capture() if pinned else self._call()
         self._to_host = torch.empty_like(self._output, device="cpu", pin_memory=pinned)
         self.batch = shape[0]
+
+    @property
+    def pool(self) -> Any:
+        """Where the graph's memory is; None without a graph."""
+        return None if self._graph is None else self._graph.pool()
 
     def run(self, rows: Sequence[NDArray[Any]]) -> NDArray[np.float32]:  # [n,...]
         """The function's answer to n rows, at most the batch, in host memory of its own."""

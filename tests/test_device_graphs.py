@@ -188,9 +188,12 @@ def test_streams_of_several_threads(gpu: str) -> None:
 
 def test_a_gpu_that_is_full_names_a_batch_that_fits(gpu: str) -> None:
     class Wide(SmallTrunk):
+        free, _ = torch.cuda.mem_get_info()
+
         def forward(self, pixels: torch.Tensor) -> Tokens:
-            free, _ = torch.cuda.mem_get_info()
-            share = torch.empty(len(pixels) * free // 6, dtype=torch.uint8, device=pixels.device)
+            share = torch.empty(
+                len(pixels) * self.free // 6, dtype=torch.uint8, device=pixels.device
+            )
             return super().forward(pixels + 0 * share[0])
 
     with pytest.raises(BrainfastError, match=r"use batches of at most [124]$"):
