@@ -151,8 +151,8 @@ def made_up_examples(case: Case, device: torch.device) -> ResidentExamples:
         return torch.randn(count, *shape, generator=generator, device=device, dtype=dtype)
 
     return ResidentExamples(
-        tuple(normal(case.C, case.side, case.side) for _ in range(case.L)),
-        tuple(normal(case.C) for _ in range(case.L)),
+        torch.stack([normal(case.C, case.side, case.side) for _ in range(case.L)]),
+        torch.stack([normal(case.C) for _ in range(case.L)]),
         tuple(range(case.L)),
         normal(case.V, dtype=torch.float32),
     )

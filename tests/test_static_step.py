@@ -16,10 +16,12 @@ from torch.nn.functional import smooth_l1_loss
 from brainfast.errors import BrainfastError
 from brainfast.models.factortopy import FactorTopy
 from brainfast.ops import factor_readout_cuda
-from brainfast.resident import ResidentExamples
+from brainfast.resident import empty_examples
 from brainfast.static_step import StaticStep, StepError
+from brainfast.tokens import Tokens
 
 LAYERS, CHANNELS, IMAGES, VERTICES, BATCH = (0, 1, 2), (6, 6, 5), 12, 70, 4
+ALIKE = (6, 6, 6)
 
 
 @dataclass
@@ -49,7 +51,7 @@ def device(request):
 class Training:
     """A small FactorTopy, its optimiser and its examples on one device, from seed 0."""
 
-    def __init__(self, device, precision="fp32", **options):
+    def __init__(self, device, precision="fp32", channels=CHANNELS, **options):
         generator = torch.Generator().manual_seed(0)
 
         def normal(*shape):
@@ -57,18 +59,23 @@ class Training:
 
         torch.manual_seed(0)
         options = Options(**options)
-        self.model = FactorTopy(normal(VERTICES, 3), CHANNELS, LAYERS, options).to(device)
+        self.model = FactorTopy(normal(VERTICES, 3), channels, LAYERS, options).to(device)
         self.model.set_head_precision(precision)
         self.device = device
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=1e-2, fused=True, capturable=device.type == "cuda"
         )
-        self.examples = ResidentExamples(
-            tuple(normal(IMAGES, c, *options.grid).bfloat16().to(device) for c in CHANNELS),
-            tuple(normal(IMAGES, c).bfloat16().to(device) for c in CHANNELS),
+        tokens = Tokens(
+            tuple(normal(IMAGES, c, *options.grid).bfloat16() for c in channels),
+            tuple(normal(IMAGES, c).bfloat16() for c in channels),
             LAYERS,
-            normal(IMAGES, VERTICES).to(device),
         )
+        self.examples = empty_examples(tokens, IMAGES, VERTICES, device)
+        self.examples.responses.copy_(normal(IMAGES, VERTICES))
+        room = self.examples.tables()
+        pairs = zip(room.local + room.global_, tokens.local + tokens.global_, strict=True)
+        for to, part in pairs:
+            to.copy_(part)
 
     def loss(self, rows, strength):
         tokens, measured = self.examples.gather(rows)
@@ -117,7 +124,13 @@ def same(one, other):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    "options", [{}, {"samples": 2, "bottleneck": "dual"}, {"topology": False, "standardize": True}]
+    "options",
+    [
+        {},
+        {"channels": ALIKE},
+        {"samples": 2, "bottleneck": "dual"},
+        {"topology": False, "standardize": True},
+    ],
 )
 def test_the_steps_are_those_of_a_plain_loop(device, options, precision):
     rows, strengths = rows_of(10), strengths_of(10)

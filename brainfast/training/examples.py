@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..errors import BrainfastError
 from ..machine import available_memory
-from ..resident import ResidentExamples
+from ..resident import ResidentExamples, empty_examples
 from ..tokens import Tokens
 
 Resident = bool | Literal["auto"]
@@ -68,19 +68,14 @@ class Examples:
 
     def load(self, device: torch.device) -> ResidentExamples:
         """All of them on `device`; torch.OutOfMemoryError where they do not fit."""
-        first, count = self.tokens([0]), len(self)
-        vertices = self._measured(np.arange(1)).shape[1]
-
-        def table(part: torch.Tensor) -> torch.Tensor:
-            return torch.empty(count, *part.shape[1:], dtype=part.dtype, device=device)
-
-        made = first.map(table), torch.empty(count, vertices, device=device)
-        examples = ResidentExamples(made[0].local, made[0].global_, made[0].layers, made[1])
+        vertices, count = self._measured(np.arange(1)).shape[1], len(self)
+        examples = empty_examples(self.tokens([0]), count, vertices, device)
+        room = examples.tables()
         for start in range(0, count, _CHUNK):
             rows = np.arange(start, min(start + _CHUNK, count))
             tokens = self.tokens(rows.tolist())
             parts = (*tokens.local, *tokens.global_, self._measured(rows))
-            tables = (*examples.local, *examples.global_, examples.responses)
+            tables = (*room.local, *room.global_, examples.responses)
             for to, part in zip(tables, parts, strict=True):
                 to[start : start + len(rows)].copy_(part)
         return examples

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from brainfast.errors import BrainfastError
+from brainfast.models import factortopy
 from brainfast.models.factortopy import FactorTopy, positional_encoding
 from brainfast.models.factortopy_config import FactorTopyConfig
 from brainfast.models.registry import model_class
@@ -241,3 +242,44 @@ def test_without_gradients_the_answer_is_strict_float32() -> None:
         answer = model(tokens)
     assert torch.equal(answer, model.eval()(tokens))
     assert not torch.equal(answer, model.train()(tokens))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bottleneck": "dual", "standardize": True},
+        {"space_selector": False, "standardize": True},
+    ],
+)
+def test_alignment_of_all_layers_at_once_is_that_of_each(monkeypatch, options):
+    """A GPU's way, on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    model = FactorTopy(
+        normal(9, 3), (7, 7, 7), (0, 2, 5), FactorTopyConfig(dim=5, grid=(3, 4), **options)
+    )
+    moments = [[(normal(7), normal(7).abs() + 0.5) for _ in range(3)] for _ in range(2)]
+    model.set_moments(*moments)
+    tokens = Tokens(
+        tuple(normal(2, 7, 3, 4) for _ in range(3)),
+        tuple(normal(2, 7) for _ in range(3)),
+        (0, 2, 5),
+    )
+
+    def aligned():
+        model.zero_grad()
+        local, global_ = model.align(tokens)
+        (local.square().sum() + global_.pow(3).sum()).backward()
+        grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        return [local.detach(), global_.detach(), *grads]
+
+    expected = aligned()
+    monkeypatch.setattr(factortopy, "_better_at_once", lambda _: True)
+    found = aligned()
+    assert len(found) == len(expected) > 4
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

@@ -201,7 +201,8 @@ def test_loading_keeps_dtype_bytes_and_numbers(monkeypatch, dtype):
     there = some.load(CPU)
     assert isinstance(there, ResidentExamples)
     assert len(there) == len(some) == 9
-    tables = (*there.local, *there.global_, there.responses)
+    assert isinstance(there.local, torch.Tensor)  # layers that are alike
+    tables = (*there.tables().local, *there.tables().global_, there.responses)
     assert some.nbytes() == sum(table.nbytes for table in tables)
     assert {table.dtype for table in tables[:-1]} == {dtype}
     indices = np.array([8, 0, 3, 3])
