@@ -18,6 +18,8 @@ from brainfast.folded import PRECISIONS
 from brainfast.folded_blobgpt import BlobProjection, FoldedBlobGPT
 from brainfast.forms import OURS
 from brainfast.ops import factor_projection, vertex_embed
+from brainfast.ops.factor_projection_cuda import CudaFactorProjectionPlan
+from brainfast.ops.vertex_embed_cuda import CudaVertexEmbedPlan
 from brainfast.tokens import Tokens
 from cases import Case
 from ceilings import Work, blobgpt_work, embed_work, projection_work
@@ -120,6 +122,11 @@ class MadeUp:
         return (2 * values - 1) / shape[-1] ** 0.5
 
 
+def has_plans(device: torch.device) -> bool:
+    """Whether kernels run there; where they should and cannot, their rows say why."""
+    return device.type == "cuda"
+
+
 @dataclass(frozen=True)
 class GpuProjection:
     """Calls take [B,T,C] of every layer and answer the latent [B,K]."""
@@ -134,8 +141,13 @@ class GpuProjection:
         return cls(case, MadeUp(case, device))
 
     def forms(self) -> list[GpuForm]:
-        """The operator, then torch in both orders of its two products."""
+        """The plan, the operator, then torch in both orders of its two products."""
         found = []
+        if has_plans(self.made.device):
+            found = [
+                self._form("plan", OURS, precision, {"": lambda p=precision: self._plan(p)})
+                for precision in PRECISIONS
+            ]
         for library in (OURS, forms.TORCH):
             for precision, dtype in DTYPES.items():
                 name = "operator" if library == OURS else "projection"
@@ -162,13 +174,23 @@ class GpuProjection:
         """See `ceilings.projection_work`."""
         return projection_work(self.case, batch, precision)
 
-    def _operator(self, dtype: torch.dtype) -> Run:
+    def _plan(self, precision: str) -> Run:
+        filters, maps, bias = self._factors(torch.float32)
+        plan = CudaFactorProjectionPlan(filters, maps, bias, precision=precision)
+        return lambda *tokens: plan.run(tokens)
+
+    def _factors(
+        self, dtype: torch.dtype
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
         head, device = self.made.projection, self.made.device
         filters, maps = (
             [torch.tensor(array, device=device).to(dtype) for array in each]
             for each in (head.filters, head.maps)
         )
-        bias = torch.tensor(head.latent_bias, device=device)
+        return filters, maps, torch.tensor(head.latent_bias, device=device)
+
+    def _operator(self, dtype: torch.dtype) -> Run:
+        filters, maps, bias = self._factors(dtype)
 
         def run(*tokens: torch.Tensor) -> torch.Tensor:
             latent = bias
@@ -183,7 +205,7 @@ class GpuProjection:
         return module.to(self.made.device)
 
     def _form(self, name: str, library: str, precision: str, builds: dict[str, Build]) -> GpuForm:
-        case, width = self.case, DTYPES[precision].itemsize
+        case, width = self.case, 2 if precision == "bf16" else 4
         size = width * case.L * case.K * (case.C + case.T)
 
         def needs(batch: int) -> int:
@@ -206,10 +228,23 @@ class GpuEmbed:
         return cls(case, MadeUp(case, device))
 
     def forms(self) -> list[GpuForm]:
-        """The operator, and torch's linear."""
+        """The plan, the operator, and torch's linear."""
         calls = (("operator", OURS, vertex_embed), ("linear", forms.TORCH, nn.functional.linear))
         size = self.case.V * (self.case.K + 1)
-        return [
+        plans = [
+            GpuForm(
+                *("plan", OURS, precision),
+                {
+                    "": lambda p=precision: (
+                        CudaVertexEmbedPlan(*self.made.embedding, precision=p).run
+                    )
+                },
+                weight_bytes=(2 if precision == "bf16" else 4) * size,
+            )
+            for precision in PRECISIONS
+            if has_plans(self.made.device)
+        ]
+        return plans + [
             GpuForm(
                 *(name, library, precision),
                 {"": lambda call=call, dtype=dtype: self._build(call, dtype)},

@@ -13,6 +13,8 @@ import torch
 
 from brainfast import ops
 from brainfast.ops import factor_readout_cuda, reference
+from brainfast.ops.factor_projection_cuda import CudaFactorProjectionPlan
+from brainfast.ops.vertex_embed_cuda import CudaVertexEmbedPlan
 
 SIZES = ((2, 37, 3, 20, 3, 5), (9, 70, 13, 130, 2, 2), (1, 1, 1, 1, 1, 1))  # B V L D H W
 KINDS = (torch.float32, torch.bfloat16)
@@ -40,6 +42,13 @@ def calls(device: torch.device) -> Iterator[tuple[str, Callable[[], object]]]:
                 f"vertex_embed {shapes} {kind}",
                 partial(_same, ops.vertex_embed, reference.vertex_embed, arguments),
             )
+            if device.type == "cuda":
+                sizes = (batch, tokens, channels, latent)
+                for precision in ("fp32", "bf16x3", "bf16"):
+                    yield (
+                        f"BlobGPT's plans {sizes} {precision}",
+                        partial(_blobgpt_plans, device, sizes, precision),
+                    )
     for sizes in ((70, 33, 3, 5), (1, 1, 1, 1), (1000, 65, 9, 10)):
         yield f"score_topk {sizes}", partial(_scores, device, *sizes)
 
@@ -56,6 +65,24 @@ def _plan(device: torch.device, sizes: tuple[int, ...], precision: str) -> None:
     plan = factor_readout_cuda.CudaFactorReadoutPlan(*constants, *sizes[4:], precision=precision)
     expected = reference.factor_readout_cells(local, global_, *constants)
     _close(plan.run(local, global_), expected, 1e-4 if precision != "bf16" else 3e-2)
+
+
+def _blobgpt_plans(device: torch.device, sizes: tuple[int, ...], precision: str) -> None:
+    """Two layers of tokens as sequences, and as a class token before a grid; then the embedding."""
+    images, places, channels, latent = sizes
+    bar = BARS[torch.bfloat16 if precision == "bf16" else torch.float32]
+    shapes = ((images, channels, places, 1), (images, channels), (latent, channels))
+    grid, summary, filters, maps, bias = _random(
+        device, torch.float32, *shapes, (latent, places + 1), (latent,)
+    )
+    tokens = torch.cat([summary[:, None], grid.flatten(2).transpose(1, 2)], dim=1)
+    expected = bias + 2 * reference.factor_projection(tokens, filters, maps)
+    plan = CudaFactorProjectionPlan([filters] * 2, [maps] * 2, bias, precision=precision)
+    _close(plan.run([tokens] * 2), expected, bar)
+    _close(plan.run([grid] * 2, [summary] * 2), expected, bar)
+    weight, offset = _random(device, torch.float32, (places + 30, latent), (places + 30,))
+    response = CudaVertexEmbedPlan(weight, offset, precision=precision).run(expected)
+    _close(response, reference.vertex_embed(expected, weight, offset), bar)
 
 
 def _scores(device: torch.device, count: int, features: int, objectives: int, best: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 import gpu
+import gpu_blobgpt
 import gpu_ceilings
 import gpu_clock
 import gpu_compare
@@ -24,6 +24,7 @@ import gpu_table
 import gpu_training
 import readme_table
 from brainfast.models.factortopy import Selectors
+from brainfast.ops import reference
 from brainfast.training.losses import factortopy_loss
 from brainfast.training.recipes import RECIPES
 from cases import GPU, WHOLE, tiny
@@ -81,6 +82,46 @@ def test_every_form_is_checked_and_timed(stage):
         assert row["rounds"] == 2
     assert {row["note"] for row in table["rows"]} >= {""}
     assert all(value > 0 for value in part["ceilings"].values())
+
+
+class ReferenceProjection:
+    """The plan's arguments and answers, by the twin."""
+
+    def __init__(self, filters, maps, bias, *, precision):
+        self.factors, self.bias = list(zip(filters, maps, strict=True)), bias
+
+    def run(self, tokens, global_=None):
+        if global_ is not None:
+            pairs = zip(tokens, global_, strict=True)
+            tokens = [torch.cat([g[:, None], t.flatten(2).mT], dim=1) for t, g in pairs]
+        return self.bias + sum(
+            reference.factor_projection(part, *factors)
+            for part, factors in zip(tokens, self.factors, strict=True)
+        )
+
+
+class ReferenceEmbed:
+    """The same of the embedding."""
+
+    def __init__(self, weight, bias, *, precision):
+        self.constants = weight, bias
+
+    def run(self, latent):
+        return reference.vertex_embed(latent, *self.constants)
+
+
+@pytest.mark.parametrize("stage", ["projection", "embed"])
+def test_plans_have_rows_where_kernels_run(monkeypatch, stage):
+    monkeypatch.setattr(gpu_blobgpt, "has_plans", lambda device: True)
+    for module in (gpu_blobgpt, gpu_every_op):
+        monkeypatch.setattr(module, "CudaFactorProjectionPlan", ReferenceProjection)
+        monkeypatch.setattr(module, "CudaVertexEmbedPlan", ReferenceEmbed)
+    part = gpu_stage.measure(stage, tiny_cases(stage), CPU, budget_s=60)
+    assert part["failed"] == {}
+    rows = part["tables"][0]["rows"]
+    plans = {(row["precision"], row["batch"]) for row in rows if row["form"] == "plan"}
+    assert plans == {(p, b) for p in ("fp32", "bf16", "bf16x3") for b in (1, 3)}
+    gpu_every_op._blobgpt_plans(CPU, (3, 17, 21, 37), "fp32")
 
 
 def test_compiled_forms_are_a_stage_of_their_own(monkeypatch):
@@ -247,19 +288,6 @@ def test_every_op_is_called_and_a_wrong_one_is_found(monkeypatch, capsys):
     monkeypatch.setattr(gpu_every_op.ops, "vertex_embed", lambda *rest: 1.1 * embed(*rest))
     with pytest.raises(SystemExit, match="expected an error of at most"):
         gpu_every_op.main(CPU)
-
-
-def test_the_benchmarks_import_with_torch_numpy_and_timm_alone():
-    """Of what brainfast depends on, a GPU machine has no pydantic, nibabel and nilearn."""
-    modules = "gpu_readout, gpu_tokens, gpu_blobgpt, gpu_training, gpu_topk, gpu_every_op"
-    script = (
-        "import sys\n"
-        "sys.modules |= dict.fromkeys(['pydantic', 'nibabel', 'nilearn'])\n"
-        f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
-        f"import {modules}\n"
-        "import gpu_stage, brainfast.static_step, brainfast.resident\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
 def python(code, most=60.0, **options):
