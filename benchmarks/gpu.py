@@ -156,7 +156,6 @@ def _merge(result: Result, stage: Stage, seconds: float, problem: str, part: Res
     result["tables"] += part.get("tables", [])
     if part.get("ceilings"):
         result["stages"][stage.name]["ceilings"] = part["ceilings"]
-    result["left_out"] |= part.get("left_out", {})
     found = dict(part.get("failed", {}))
     if problem and not found:
         found[stage.name] = problem

@@ -50,7 +50,8 @@ def calls(device: torch.device) -> Iterator[tuple[str, Callable[[], object]]]:
                         partial(_blobgpt_plans, device, sizes, precision),
                     )
     for sizes in ((70, 33, 3, 5), (1, 1, 1, 1), (1000, 65, 9, 10)):
-        yield f"score_topk {sizes}", partial(_scores, device, *sizes)
+        for kind in KINDS:
+            yield f"score_topk {sizes} {kind}", partial(_scores, device, sizes, kind)
 
 
 def _readout(device: torch.device, sizes: tuple[int, ...], kind: torch.dtype) -> None:
@@ -85,12 +86,15 @@ def _blobgpt_plans(device: torch.device, sizes: tuple[int, ...], precision: str)
     _close(response, reference.vertex_embed(expected, weight, offset), bar)
 
 
-def _scores(device: torch.device, count: int, features: int, objectives: int, best: int) -> None:
-    pool, templates = _random(device, torch.float32, (count, features), (objectives, features))
-    scores, indices = ops.score_topk(pool, templates, best)
-    expected = (templates @ pool.T).topk(best, dim=1).values
-    _close(scores, expected, 1e-4)
-    _close((templates[:, None] * pool[indices]).sum(2), expected, 1e-4)
+def _scores(device: torch.device, sizes: tuple[int, ...], kind: torch.dtype) -> None:
+    """Of N candidates with F features for O objectives the k best, some left out."""
+    count, features, objectives, best = sizes
+    pool, templates = _random(device, kind, (count, features), (objectives, features))
+    out = torch.arange(count, device=device) % 7 == 3
+    scores, indices = ops.score_topk(pool, templates, best, out)
+    every = (templates.float() @ pool.float().T).masked_fill(out, -torch.inf)
+    _close(scores, every.topk(best, dim=1).values, BARS[torch.float32])
+    _close(every.gather(1, indices), scores, BARS[torch.float32])
 
 
 def _same(

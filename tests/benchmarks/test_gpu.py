@@ -31,7 +31,7 @@ from cases import GPU, WHOLE, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
-TIMED = ("readout", "tokens", "projection", "embed", "blobgpt")
+TIMED = ("readout", "tokens", "projection", "embed", "blobgpt", "topk")
 
 
 @pytest.fixture(autouse=True)
@@ -57,14 +57,8 @@ def tiny_cases(stage):
     return cases
 
 
-def needs_device_heads(stage):
-    if stage in ("tokens", "blobgpt", "image"):
-        pytest.importorskip("brainfast.device_heads")
-
-
 @pytest.mark.parametrize("stage", TIMED)
 def test_every_form_is_checked_and_timed(stage):
-    needs_device_heads(stage)
     part = gpu_stage.measure(stage, tiny_cases(stage), CPU, budget_s=60)
     assert part["failed"] == {}
     json.dumps(part, allow_nan=False)
@@ -125,7 +119,6 @@ def test_plans_have_rows_where_kernels_run(monkeypatch, stage):
 
 
 def test_compiled_forms_are_a_stage_of_their_own(monkeypatch):
-    pytest.importorskip("brainfast.device_heads")
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda module, **options: compiled.append(1) or module)
     cases = [replace(tiny(case), compiled=(3,)) for case in GPU if case.compiled]
@@ -264,7 +257,6 @@ def test_the_measured_loss_is_that_of_training():
 
 
 def test_images_are_answered_in_both_precisions_and_paces():
-    needs_device_heads("image")
     part = gpu_stage.measure("image", tiny_cases("image"), CPU, budget_s=60)
     assert part["failed"] == {}
     factortopy, blobgpt = (table["rows"] for table in part["tables"])
@@ -282,7 +274,7 @@ def test_images_are_answered_in_both_precisions_and_paces():
 def test_every_op_is_called_and_a_wrong_one_is_found(monkeypatch, capsys):
     gpu_every_op.main(CPU)
     names = capsys.readouterr().out
-    for op in ("factor_readout", "plan", "factor_projection", "vertex_embed"):
+    for op in ("factor_readout", "plan", "factor_projection", "vertex_embed", "score_topk"):
         assert op in names
     embed = gpu_every_op.ops.vertex_embed
     monkeypatch.setattr(gpu_every_op.ops, "vertex_embed", lambda *rest: 1.1 * embed(*rest))
@@ -353,7 +345,7 @@ def test_cases_are_those_of_the_cpu_at_the_batch_sizes_of_a_gpu():
     whole = {(case.stage, tuple(case.sizes.values())) for case in WHOLE}
     for case in GPU:
         if case.stage in TIMED:
-            assert case.batches == (1, 8, 32, 256)
+            assert case.batches == ((1, 24) if case.stage == "topk" else (1, 8, 32, 256))
             assert (case.stage, tuple(case.sizes.values())) in whole
 
 
@@ -374,7 +366,11 @@ def measured_run(tmp_path):
     stages = {"build": {"ok": True, "seconds": 1.0}}
     stages["embed"] = {"ok": True, "seconds": 2.0, "ceilings": parts[0]["ceilings"]}
     result = {"name": "h200", "machine": machine, "stages": stages, "tables": tables}
-    result |= {"failed": {"racecheck": "exit\ncode 9"}, "left_out": {"topk": "no"}, "seconds": 9}
+    result |= {
+        "failed": {"racecheck": "exit\ncode 9"},
+        "left_out": {"compiled": "no"},
+        "seconds": 9,
+    }
     gpu.write(tmp_path / "gpu-h200.json", result)
     return tmp_path
 
@@ -390,7 +386,7 @@ def test_tables_hold_every_row_and_what_is_missing(measured_run):
     for row in (row for table in runs[0].values["tables"] for row in table["rows"]):
         assert f"| {row['form']}, {row['library']} {row['precision']} | {row['batch']} |" in page
     assert "Failed: racecheck: exit code 9" in page
-    assert "Left out: topk: no" in page
+    assert "Left out: compiled: no" in page
     for text in (block, page):
         heads = [line for line in text.splitlines() if line.startswith("|---")]
         assert len(heads) >= 2
