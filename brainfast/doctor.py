@@ -10,6 +10,7 @@ from typing import Any
 
 from . import _C
 from .machine import ADD_CUDA_KERNELS, cpu_model
+from .runtimes import CUDA_PROVIDER
 
 PACKAGES = (
     "torch",
@@ -150,7 +151,12 @@ def _onnx_runtime() -> str:
     problem = _import_problem("onnxruntime")
     if problem:
         return f"no: {problem}"
-    return "yes: fp32 on the CPU, for models with trunk.onnx; its GPU providers are not used"
+    import onnxruntime
+
+    yes = "yes: fp32 on the CPU, for models with trunk.onnx and exported files"
+    if CUDA_PROVIDER in onnxruntime.get_available_providers():
+        return f"{yes}; on the GPU with device='cuda', which has not been run by us yet"
+    return f"{yes}; a GPU needs onnxruntime-gpu, see docs/export.md"
 
 
 def _import_problem(name: str) -> str | None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .analysis.scores import ScoreAccumulator, Scores
 from .card import ScoreCard, SpaceCard
 from .data.splits import Split
-from .engine import ONNX_FILE
+from .engine import ONNX_DEVICES, ONNX_FILE
 from .errors import BrainfastError
 from .files import hash_arrays
 from .images import as_images
@@ -42,10 +42,10 @@ def compile_trunk(
         return open_trunk(trunk, runtime, precision, device)
     if runtime != "onnx":
         raise BrainfastError("runtime", expected="torch, compile or onnx", got=repr(runtime))
-    if folder is None or precision != "fp32" or device not in ("auto", "cpu"):
+    if folder is None or precision != "fp32" or device not in ONNX_DEVICES:
         raise BrainfastError(
             "runtime onnx",
-            expected="a folder for trunk.onnx, trunk_precision fp32, the CPU",
+            expected="a folder for trunk.onnx, trunk_precision fp32, the CPU or cuda",
             got=f"folder {folder}, {precision} on {device}",
             remedy="use runtime='torch'",
         )
@@ -53,7 +53,13 @@ def compile_trunk(
     if not path.is_file():
         export_trunk(trunk, path)
     config = trunk.config
-    return OnnxRuntime(path, config.layers, threads=threads, weights_hash=config.weights_hash)
+    return OnnxRuntime(
+        path,
+        config.layers,
+        threads=threads,
+        weights_hash=config.weights_hash,
+        device="cuda" if device == "cuda" else "cpu",
+    )
 
 
 def score_split(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 VERTICES_FILE = "vertices.safetensors"
 TRUNK_FILE = "trunk.safetensors"
 ONNX_FILE = "trunk.onnx"
+ONNX_DEVICES = ("auto", "cpu", "cuda")  # "auto" is the CPU
 
 
 class Engine:
@@ -66,8 +67,9 @@ class Engine:
 
         subject: whose responses, where the model has several; "group" leaves the subject out.
 
-        runtime="onnx" needs `trunk.onnx` in the folder and no torch; "auto" takes it where it lies
-        in the folder and the trunk is asked for in fp32 on the CPU, else torch. "compile" takes
+        runtime="onnx" needs `trunk.onnx` in the folder and no torch, and onnxruntime-gpu where the
+        device is "cuda"; "auto" takes it where it lies in the folder and the trunk is asked for in
+        fp32 on the CPU, else torch. "compile" takes
         half a minute and a C++ compiler, see `CompiledRuntime`. vertices: region names, indices or
         a mask. A GPU is used with runtime="torch" only; `predict` then leaves it with the responses
         alone, and the golden ones are checked on that way.
@@ -196,10 +198,10 @@ def open_runtime(
     onnx = folder / ONNX_FILE
     fits = precision == "fp32" and device in ("auto", "cpu")
     if runtime == "onnx" or (runtime == "auto" and fits and onnx.is_file()):
-        if not fits:
+        if precision != "fp32" or device not in ONNX_DEVICES:
             raise BrainfastError(
                 "runtime onnx",
-                expected="trunk_precision fp32 on the CPU",
+                expected="trunk_precision fp32, on the CPU or on cuda",
                 got=f"{precision} on {device}",
                 remedy="use runtime='torch'",
             )
@@ -211,7 +213,11 @@ def open_runtime(
                 remedy="save with Encoder.save(folder, onnx=True)",
             )
         return OnnxRuntime(
-            onnx, card.trunk.layers, threads=threads, weights_hash=card.trunk.weights_hash
+            onnx,
+            card.trunk.layers,
+            threads=threads,
+            weights_hash=card.trunk.weights_hash,
+            device="cuda" if device == "cuda" else "cpu",
         )
     try:
         from .trunks import Trunk

@@ -198,6 +198,7 @@ class OnnxRuntime:
             Path(path), self._session.get_modelmeta().custom_metadata_map, layers, weights_hash
         )
         self._outputs = output_names(self.layers)
+        self.device = session_device(self._session)
 
     def __call__(self, pixels: Pixels) -> Tokens:
         """Run one batch."""
@@ -305,6 +306,11 @@ def open_session(path: Path, threads: int | None = None, device: str = "cpu") ->
             remedy=GPU_REMEDY,
         )
     return session
+
+
+def session_device(session: Any) -> str:
+    """Where a session runs, cpu or cuda."""
+    return "cuda" if session.get_providers()[0] == CUDA_PROVIDER else "cpu"
 
 
 def run_session(session: Any, inputs: dict[str, Any], outputs: Sequence[str]) -> list[Any]:

@@ -13,7 +13,7 @@ from ..card import Card
 from ..errors import BrainfastError
 from ..images import as_images, as_sequence, iter_pixels
 from ..response import Response
-from ..runtimes import open_session, run_session
+from ..runtimes import open_session, run_session, session_device
 from .about import ExportAbout, from_metadata
 
 
@@ -124,8 +124,7 @@ class OnnxModel(ExportedModel):
     @property
     def device(self) -> str:
         """Where it runs, cpu or cuda."""
-        provider: str = self._session.get_providers()[0]
-        return provider.removesuffix("ExecutionProvider").lower()
+        return session_device(self._session)
 
     def _compute(self, inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
         return run_session(self._session, {self.about.input: inputs}, self.outputs)

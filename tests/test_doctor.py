@@ -115,3 +115,13 @@ def test_both_onnxruntimes_are_a_warning(monkeypatch, installed):
 def test_a_forced_instruction_set_is_told(monkeypatch):
     monkeypatch.setenv("BRAINFAST_ISA", "portable")
     assert doctor.diagnose()["cpu"]["forced"] == "portable"
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_onnx_runtimes_providers_are_told(monkeypatch, gpu):
+    found = ["CPUExecutionProvider", *(["CUDAExecutionProvider"] if gpu else [])]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: found)
+    told = doctor.diagnose()["trunk_runtimes"]["onnx"]
+    assert told.startswith("yes: fp32 on the CPU")
+    assert ("device='cuda'" in told) == gpu
+    assert ("needs onnxruntime-gpu" in told) != gpu

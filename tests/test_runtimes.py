@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -16,7 +18,8 @@ import torch._inductor.config
 import torch._inductor.freezing
 from torch._dynamo.utils import counters
 
-from brainfast import trunk_export
+from brainfast import _C, trunk_export
+from brainfast.bench.made_up import made_up_head
 from brainfast.errors import BrainfastError
 from brainfast.runtimes import CompiledRuntime, OnnxRuntime, TorchRuntime
 from brainfast.trunk_export import export_trunk
@@ -89,6 +92,60 @@ def test_export_is_one_checked_file_of_opset_20(exported):
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert metadata["weights_hash"] == trunk.config.weights_hash
     assert json.loads(metadata["layers"]) == list(LAYERS)
+
+
+def test_tokens_of_onnx_lie_in_its_own_memory_up_to_the_head(exported, monkeypatch):
+    """Nothing is copied between ONNX Runtime's outputs and what the compiled head reads."""
+    trunk, path = exported
+    outputs, read = [], []
+    real = onnxruntime.OrtValue.numpy
+
+    def numpy_of(value):
+        array = real(value)
+        outputs.append((value.data_ptr(), array.ctypes.data))
+        return array
+
+    class Plan(_C.AlignTokensPlan):
+        def run(self, local, global_):
+            read.extend(array.ctypes.data for array in (*local, *global_))
+            return super().run(local, global_)
+
+    monkeypatch.setattr(onnxruntime.OrtValue, "numpy", numpy_of)
+    monkeypatch.setattr(_C, "AlignTokensPlan", Plan)
+    runtime = OnnxRuntime(path, LAYERS, threads=1)
+    tokens = runtime(pixels_for(trunk))
+    head = made_up_head(40, 2, 8, channels=192, grid=(2, 2))
+    replace(head, layers=LAYERS).align(tokens)
+    assert len(outputs) == len(read) == 4
+    assert all(pointer == address for pointer, address in outputs)
+    assert read == [address for _, address in outputs]
+    assert not any(array.flags.owndata for array in arrays(tokens))
+    kept = [array.copy() for array in arrays(tokens)]
+    runtime(pixels_for(trunk) * 2)  # another call does not write into the first one's tokens
+    assert all(map(np.array_equal, kept, arrays(tokens)))
+
+
+def test_onnx_on_a_gpu_says_what_is_missing(exported, monkeypatch):
+    _, path = exported
+    with pytest.raises(BrainfastError, match=r"device cuda: expected onnxruntime-gpu.*pip install"):
+        OnnxRuntime(path, device="cuda")
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    asked = []
+
+    class Session:
+        def __init__(self, _path, _options, providers):
+            asked.append(providers)
+
+        def get_providers(self):
+            return providers[1:]  # as it does where the CUDA libraries are not found
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    with pytest.raises(
+        BrainfastError, match="expected CUDA and cuDNN for onnxruntime-gpu, got CPU"
+    ):
+        OnnxRuntime(path, device="cuda")
+    assert asked == [[("CUDAExecutionProvider", {"use_tf32": "0"})]]
 
 
 def test_export_leaves_the_trunk_as_it_was(exported):
