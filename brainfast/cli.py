@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from .boundary import run
+from .cli_bench import bench
 from .cli_captions import captions
 from .cli_export import export
 from .cli_import import import_model
-from .cli_options import Json, ModelFolder, Part, What, check_sole, image_paths, numbers
+from .cli_options import Json, ModelFolder, Part, What, check_sole
 from .cli_predict import predict
 from .cli_scores import evaluate, kept_r2
 from .cli_train import adapt, train
@@ -116,47 +117,7 @@ def draw_map(
     typer.echo(str(out))
 
 
-@app.command()
-def bench(
-    model: Annotated[
-        Path | None, typer.Argument(help="Model folder; without one, sizes are as given.")
-    ] = None,
-    batch: Annotated[str, typer.Option(help="Batch sizes, e.g. 1,8.")] = "1,8",
-    vertices: Annotated[int, typer.Option(min=1)] = 37984,
-    layers: Annotated[int, typer.Option(min=1)] = 12,
-    dim: Annotated[int, typer.Option(min=1)] = 128,
-    rounds: Annotated[int, typer.Option(min=3, help="Interleaved rounds.")] = 15,
-    listing1: Annotated[
-        bool, typer.Option(help="Also time Listing 1 (gigabytes at full size).")
-    ] = True,
-    parity: Annotated[
-        bool, typer.Option("--parity", help="Print errors of every precision, no times.")
-    ] = False,
-    images: Annotated[
-        Path | None, typer.Option(help="Images for --parity (the model's golden ones).")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Algonauts folder for --parity: heldout images and R2.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Time the readout against Listing 1 and ONNX Runtime in one process, errors beside times."""
-    if parity or images is not None or data is not None:
-        if model is None or not parity:
-            raise BrainfastError("bench", expected="a model folder and --parity", got="one of them")
-        from .parity_table import run_parity
-
-        run_parity(model, None if images is None else image_paths([images]), data, as_json)
-        return
-    from .bench import bench_readout, print_table, readout_case
-
-    batches = numbers("--batch", batch) or (1,)
-    case = readout_case(model, vertices=vertices, layers=layers, dim=dim)
-    rows = bench_readout(case, batches=batches, rounds=rounds, include_listing1=listing1)
-    if as_json:
-        typer.echo(json.dumps(rows.as_json(), indent=2))
-    else:
-        print_table(rows)
+app.command()(bench)
 
 
 @app.command()

@@ -14,7 +14,6 @@ from .cli_options import (
     Device,
     HeadPrecision,
     Json,
-    ModelFolder,
     Precision,
     RuntimeName,
     check_outputs,
@@ -23,10 +22,12 @@ from .cli_options import (
     image_paths,
     names,
 )
+from .errors import BrainfastError
+from .export.opening import is_exported, open_exported
 
 
 def predict(
-    model: ModelFolder,
+    model: Annotated[Path, typer.Argument(help="Model folder, or a file that `export` wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     subject: Annotated[
         str | None,
@@ -83,6 +84,8 @@ def _respond(
     model: Path, paths: list[Path], subjects: list[str] | None, options: dict[str, Any]
 ) -> Mapping[str, Any]:
     """A Response by subject; under "" where the model has one subject only."""
+    if is_exported(model):
+        return _respond_from_file(model, paths, subjects, options)
     card = Card.read(model)
     check_sole(card, subjects)
     if not card.subjects:
@@ -92,6 +95,44 @@ def _respond(
     from .group_engine import GroupEngine
 
     return GroupEngine.load(model, subjects=subjects, **options).predict(paths)
+
+
+def _respond_from_file(
+    path: Path, images: list[Path], subjects: list[str] | None, options: dict[str, Any]
+) -> Mapping[str, Any]:
+    """What an exported file answers; how it computes was chosen when it was exported."""
+    changed = [
+        name for name, value in options.items() if value not in _OF_A_FILE.get(name, (None,))
+    ]
+    if changed or subjects is not None:
+        name = (changed or ["subject"])[0].replace("_", "-")
+        raise BrainfastError(
+            f"--{name}",
+            expected="no choice for an exported file, which holds it",
+            got=f"one for {path.name}",
+            remedy="choose it in `brainfast export`, or give the model folder",
+        )
+    model = open_exported(path, device=options["device"])
+    answers = {about.subject or "": about for about in model.about.outputs}
+    if any(about.vertices is None for about in answers.values()):
+        raise BrainfastError(
+            str(path),
+            expected="a file of responses",
+            got=model.about.what,
+            remedy="use OnnxModel of brainfast.export for scores",
+        )
+    found = model.predict(images)
+    several = len(answers) > 1
+    return {subject if several else "": found[about.name] for subject, about in answers.items()}
+
+
+# Options that an exported file leaves open, or the values that say nothing.
+_OF_A_FILE: dict[str, tuple[Any, ...]] = {
+    "runtime": ("auto",),
+    "device": ("auto", "cpu", "cuda"),
+    "precision": ("fp32",),
+    "trunk_precision": ("fp32",),
+}
 
 
 def _save(responses: Mapping[str, Any], paths: list[Path], out: Path) -> None:

@@ -9,19 +9,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from brainfast.boundary import explain
 from brainfast.card import Card, ParityCard
-from brainfast.cli import app
 from brainfast.cli_export import parity_lines
 from brainfast.export import OnnxModel
-
-
-def brainfast(*arguments: object) -> tuple[str, str | None]:
-    """What is printed, and the one line of an error."""
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    return done.stdout, None if done.exception is None else explain(done.exception)
+from command_line import brainfast
 
 
 @pytest.fixture
@@ -39,10 +31,10 @@ def pictures(photographs, tmp_path) -> Path:
 
 def test_a_model_becomes_a_file_beside_it(model, pictures, photographs):
     options = ("--source", "40x50", "--images", pictures, "--vertices", "PPA", "--quiet")
-    out, error = brainfast("export", model, "--to", "onnx", *options)
-    assert error is None
+    done = brainfast("export", model, "--to", "onnx", *options)
+    assert done.code == 0, done.err
     path = model.with_name("subj01.onnx")
-    parity, last = out.splitlines()
+    parity, last = done.out.splitlines()
     assert last == f"onnx: {path}"
     assert parity.startswith("onnx file: PPA, trunk fp32, 2 images: max error ")
     assert parity.endswith("standard deviations; pixels bit-exact")
@@ -53,9 +45,9 @@ def test_a_model_becomes_a_file_beside_it(model, pictures, photographs):
 def test_json_and_another_place(model, pictures, tmp_path):
     path = tmp_path / "there" / "it.onnx"
     options = ("--input", "pixels", "--images", pictures, "--out", path, "--json", "--quiet")
-    out, error = brainfast("export", model, "--to", "onnx", *options)
-    assert error is None
-    values = json.loads(out)
+    done = brainfast("export", model, "--to", "onnx", *options)
+    assert done.code == 0, done.err
+    values = json.loads(done.out)
     assert values["path"] == str(path)
     assert values["parity"][0]["images"] == 2
     assert values["parity"][0]["pixels_differ"] is None
@@ -63,9 +55,10 @@ def test_json_and_another_place(model, pictures, tmp_path):
 
 def test_drift_is_an_error_and_leaves_nothing(model, pictures, tmp_path):
     options = ("--images", pictures, "--tolerance", "1e-12", "--quiet")
-    _, error = brainfast("export", model, "--to", "onnx", *options)
-    assert error is not None
-    assert "raise --tolerance" in error
+    done = brainfast("export", model, "--to", "onnx", *options)
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert "raise --tolerance" in done.err
     assert sorted(os.listdir(tmp_path)) == ["pictures", "subj01"]
 
 
@@ -81,16 +74,18 @@ def test_drift_is_an_error_and_leaves_nothing(model, pictures, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(model, arguments, message, tmp_path):
-    _, error = brainfast("export", model, "--to", "onnx", "--quiet", *arguments)
-    assert error is not None
-    assert error.startswith(message)
+    done = brainfast("export", model, "--to", "onnx", "--quiet", *arguments)
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert done.err.startswith(f"brainfast: {message}")
     assert os.listdir(tmp_path) == ["subj01"]
 
 
 def test_what_is_no_model(tmp_path):
-    _, error = brainfast("export", tmp_path, "--to", "triton", "--quiet")
-    assert error is not None
-    assert "expected a model folder with config.json" in error
+    done = brainfast("export", tmp_path, "--to", "triton", "--quiet")
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert "expected a model folder with config.json" in done.err
 
 
 def test_lines_tell_all_that_was_measured():
