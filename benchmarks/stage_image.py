@@ -19,11 +19,14 @@ from brainfast.bench.readout import memory_problem
 from brainfast.card import Card, HeadCard, SpaceCard
 from brainfast.doctor import package_version
 from brainfast.engine import ONNX_FILE, Engine, open_runtime
+from brainfast.export.graph import ExportGraph
+from brainfast.export.heads import FactorTopyHead
+from brainfast.export.onnx import graph_to_model
 from brainfast.folded import FoldedFactorTopy
-from brainfast.forms import OURS, Form
+from brainfast.forms import OURS, Call, Form
 from brainfast.images import iter_pixels
-from brainfast.runtimes import TorchRuntime
-from brainfast.trunk_export import export_trunk
+from brainfast.runtimes import TorchRuntime, open_session, run_session
+from brainfast.trunk_export import OPSET, export_trunk, save_model
 from brainfast.trunks import Trunk
 from brainfast.vertex_space import VertexSpace
 from cases import Case
@@ -41,6 +44,7 @@ class Runtime(NamedTuple):
 RUNTIMES = (
     Runtime("torch", "fp32"),
     Runtime("onnx", "fp32"),
+    Runtime("compile", "fp32"),
     Runtime("torch", "bf16"),
     Runtime("compile", "bf16"),
 )
@@ -77,6 +81,7 @@ class ImageStage:
             for runtime in RUNTIMES
             if runtime.name != "compile" or self.case.compiled
         ]
+        engines.append(("exported file", lambda: [self._exported()]))
         return [*engines, ("Listing 1", lambda: [self._listing1()] if self.case.listing1 else [])]
 
     def problem(self, form: Form, batch: int) -> str | None:
@@ -117,6 +122,20 @@ class ImageStage:
             return engine.predict(images).values
 
         return [Form(f"engine, {runtime.name} trunk", OURS, runtime.precision, {"": call})]
+
+    def _exported(self) -> Form:
+        """All of it in ONNX Runtime, preprocessing included."""
+        px, path = self.case.image_px, self.folder / "exported.onnx"
+
+        def build() -> dict[str, Call]:
+            head = FactorTopyHead(self.head, None)
+            graph = ExportGraph(self.trunk, head, source=(px, px), precision="fp32")
+            model = graph_to_model(graph, ["response"], OPSET, "the exported file")
+            save_model(model, path, self.trunk.config.weights_hash)
+            session = open_session(path, self.threads)
+            return {"": lambda images: run_session(session, {"images": images}, ["response"])[0]}
+
+        return forms.stock_form("exported file", forms.ONNX_RUNTIME, "fp32", build)
 
     def _listing1(self) -> Form:
         trunk = TorchRuntime(self.trunk, device="cpu")

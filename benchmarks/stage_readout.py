@@ -32,10 +32,15 @@ class SuiteReadout(ReadoutStage):
         return cls(made, folder, threads, largest, include_listing1=listing1, sizes=case)
 
     def builders(self) -> list[Builder]:
-        """Those of `brainfast bench`, then one compilation a batch size."""
-        if not self.sizes.compiled:
-            return super().builders()
-        return [*super().builders(), ("torch.compile of Listing 1", lambda: [self._compiled()])]
+        """Those of `brainfast bench`, the exported node, then one compilation a batch size."""
+        head, folder, threads = self.case.head, self.folder, self.threads
+        built = [
+            *super().builders(),
+            ("exported node", lambda: [forms.onnx_node_form(head, folder, threads)]),
+        ]
+        if self.sizes.compiled:
+            built.append(("torch.compile of Listing 1", lambda: [self._compiled()]))
+        return built
 
     def problem(self, form: Form, batch: int) -> str | None:
         """Listing 1 takes part at some batch sizes, and where its memory allows."""

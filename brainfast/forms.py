@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .cells import coefficients, grid_cells
+from .export.heads import Readout
+from .export.onnx import add_functions
 from .folded import PRECISIONS, AlignedTokens, FoldedFactorTopy
 from .ops import reference
 from .trunk_export import OPSET, quiet_export
@@ -24,6 +26,7 @@ OURS = "brainfast"  # as a library
 TORCH, COMPILED, ONNX_RUNTIME = "PyTorch", "torch.compile", "ONNX Runtime"
 LISTING1 = "Listing 1"
 CELL_FORM = "cell form"
+EXPORTED = "exported node"
 
 Call = Callable[..., Any]  # of a readout: local [B,L,D,H,W], global [B,L,D] -> response [B,V]
 
@@ -199,6 +202,16 @@ def onnx_cell_form(head: FoldedFactorTopy, folder: Path, threads: int) -> Form:
     return stock_form(CELL_FORM, ONNX_RUNTIME, "fp32", build)
 
 
+def onnx_node_form(head: FoldedFactorTopy, folder: Path, threads: int) -> Form:
+    """The cell form as `brainfast export` writes it: one node, whose function is inlined."""
+
+    def build() -> dict[str, Call]:
+        module = Readout(head)
+        return {"": onnx_call(module, example(head), folder / "node.onnx", threads)}
+
+    return stock_form(EXPORTED, ONNX_RUNTIME, "fp32", build)
+
+
 def torch_listing1_form(head: FoldedFactorTopy) -> Form:
     """Listing 1 in eager PyTorch."""
     return Form(LISTING1, TORCH, "fp32", {"": torch_call(Listing1(head))})
@@ -280,10 +293,9 @@ def export(
 ) -> None:
     """Write a module as ONNX, opset 20; the first axis of every input is the batch."""
     with quiet_export():
-        torch.onnx.export(
+        program = torch.onnx.export(
             _Flat(module).eval(),
             (list(examples),),
-            str(path),
             dynamo=True,
             opset_version=OPSET,
             input_names=list(names),
@@ -291,6 +303,9 @@ def export(
             dynamic_shapes=([{0: torch.export.Dim.DYNAMIC}] * len(examples),),
             verbose=False,
         )
+    assert program is not None
+    add_functions(program.model, module, OPSET)
+    program.save(str(path))
 
 
 def listing1_bytes(head: FoldedFactorTopy, batch: int) -> int:

@@ -80,7 +80,8 @@ def export_onnx(
     stimuli = choose_stimuli(plan, images, None if data is None else Path(data))
     about = _about(plan, size, trunk_precision, number)
     graph = ExportGraph(encoder.trunk, plan.head(), source=size, precision=trunk_precision)
-    graph_model = _to_model(graph, about, str(path))
+    outputs = [output.name for output in about.outputs]
+    graph_model = graph_to_model(graph, outputs, number, str(path))
     with atomic_with_parts(path) as written:
         save_model(graph_model, written, _digest(encoder, about))
         form, run = _runner(graph, written)
@@ -98,6 +99,37 @@ def export_onnx(
     if isinstance(model, str | Path):
         encoder.card.write(Path(model))
     return Exported(path, about, tuple(cards))
+
+
+def graph_to_model(graph: ExportGraph, outputs: Sequence[str], opset: int, what: str) -> Any:
+    """The graph as an onnx_ir.Model; one that takes images has the pixels as its last output."""
+    from_images = graph.to_pixels is not None
+    model = to_onnx(
+        graph,
+        graph.example(),
+        input_name="images" if from_images else "pixels",
+        output_names=[*outputs, PIXELS] if from_images else outputs,
+        what=what,
+        opset=opset,
+    )
+    for node in model.graph.all_nodes():  # paths and lines of this machine's Python files
+        node.metadata_props.clear()
+    add_functions(model, graph.head, opset)
+    return model
+
+
+def add_functions(model: Any, head: torch.nn.Module, opset: int) -> None:
+    """Put the functions of a head's nodes into an onnx_ir.Model."""
+    protos = [part.function(opset) for part in head.modules() if isinstance(part, Readout)]
+    kinds = {type(part) for part in head.modules()}
+    if Projection in kinds:
+        protos.append(functions.projection_function(opset))
+    if VertexEmbed in kinds:
+        protos.append(functions.embed_function(opset))
+    for proto in protos:
+        function = onnx_ir.serde.deserialize_function(proto)
+        model.functions[function.identifier()] = function
+        model.opset_imports[functions.DOMAIN] = functions.VERSION
 
 
 def _source(input: str, source: tuple[int, int]) -> tuple[int, int] | None:
@@ -138,40 +170,6 @@ def _about(
 def _digest(encoder: AnyEncoder, about: ExportAbout) -> str:
     text = encoder.card.model_hash + about.model_dump_json()
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _to_model(graph: ExportGraph, about: ExportAbout, name: str) -> Any:
-    """The graph as an onnx_ir.Model with the functions of its nodes."""
-    outputs = [output.name for output in about.outputs]
-    model = to_onnx(
-        graph,
-        graph.example(),
-        input_name=about.input,
-        output_names=outputs if about.source is None else [*outputs, PIXELS],
-        what=name,
-        opset=about.opset,
-    )
-    for node in model.graph.all_nodes():  # paths and lines of this machine's Python files
-        node.metadata_props.clear()
-    for proto in _functions(graph.head, about.opset):
-        function = onnx_ir.serde.deserialize_function(proto)
-        model.functions[function.identifier()] = function
-    model.opset_imports[functions.DOMAIN] = functions.VERSION
-    return model
-
-
-def _functions(head: torch.nn.Module, opset: int) -> list[onnx.FunctionProto]:
-    """Functions of the nodes that a head holds."""
-    found = []
-    for module in head.modules():
-        if isinstance(module, Readout):
-            found.append(module.function(opset))
-    kinds = {type(module) for module in head.modules()}
-    if Projection in kinds:
-        found.append(functions.projection_function(opset))
-    if VertexEmbed in kinds:
-        found.append(functions.embed_function(opset))
-    return found
 
 
 def _runner(graph: ExportGraph, path: Path) -> tuple[str, Run]:
