@@ -54,8 +54,11 @@ def export(
     ] = None,
     vertices: Annotated[str | None, typer.Option(help="ROIs, e.g. FFA,PPA (all).")] = None,
     objective: Annotated[
-        str | None,
-        typer.Option(help="Scores in place of responses: a .npy file of weights [O,V]."),
+        list[str] | None,
+        typer.Option(
+            help="Scores in place of responses: 'FFA - PPA', or a .npy file of weights [O,V];"
+            " may be given several times."
+        ),
     ] = None,
     trunk_precision: Annotated[
         TrunkPrecision, typer.Option(help="Of the trunk; the head is fp32.")
@@ -84,7 +87,7 @@ def export(
     options: dict[str, Any] = {
         "subjects": names(subject),
         "vertices": names(vertices),
-        "objective": objective,
+        "objective": objective or None,
         "input": input_.value,
         "source": _size(source),
         "trunk_precision": trunk_precision.value,

@@ -26,7 +26,7 @@ from .about import ExportAbout, TrunkPrecision, to_metadata
 from .graph import PIXELS, ExportGraph, check_source
 from .heads import Projection, Readout, VertexEmbed
 from .parity import TOLERANCE, Run, check_tolerance, choose_stimuli, measure
-from .plan import AnyEncoder, Objective, Plan, make_plan, open_encoder
+from .plan import AnyEncoder, Objectives, Plan, make_plan, open_encoder
 
 SOURCE = (425, 425)  # of NSD's images
 BF16_OPSET = 22  # the first whose convolution takes bfloat16
@@ -49,7 +49,7 @@ def export_onnx(
     *,
     subjects: Sequence[str] | None = None,
     vertices: Selection = None,
-    objective: Objective | None = None,
+    objective: Objectives | None = None,
     input: Literal["images", "pixels"] = "images",
     source: tuple[int, int] = SOURCE,
     trunk_precision: TrunkPrecision = "fp32",

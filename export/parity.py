@@ -77,7 +77,10 @@ def measure(
     form: tuple[str, str, str],  # what ran, precision of trunk and head
     progress: bool = False,
 ) -> list[ParityCard]:
-    """One card an output. Pictures are squashed to `source`, where the file has one."""
+    """One card an output. Pictures are squashed to `source`, where the file has one.
+
+    Errors are in standard deviations of the response, of an objective in those of its scores.
+    """
     seen = [_Seen() for _ in plan.answers]
     differ: int | None = None
     settings = plan.encoder.trunk.preprocessing
@@ -94,9 +97,12 @@ def measure(
     cards = []
     for one, answer in zip(seen, plan.answers, strict=True):
         measured = None
-        if stimuli.measured is not None and answer.weights is None:
+        found, expected = np.concatenate(one.found), np.concatenate(one.expected)
+        if answer.weights is not None:
+            found, expected = _in_own_units(found, expected)
+        elif stimuli.measured is not None:
             measured = stimuli.measured[:, answer.columns]
-        card = parity_card(form, np.concatenate(one.found), np.concatenate(one.expected), measured)
+        card = parity_card(form, found, expected, measured)
         update = {"subject": answer.subject, "pixels_differ": differ}
         cards.append(card.model_copy(update=update))
     return cards
@@ -112,6 +118,18 @@ def check_tolerance(cards: Sequence[ParityCard], tolerance: float) -> None:
             got=f"{worst.max_error:.2g}",
             remedy="export the trunk in a higher precision, or raise --tolerance",
         )
+
+
+def _in_own_units(
+    found: NDArray[np.float32],  # [B,O]
+    expected: NDArray[np.float64],  # [B,O]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Scores less their mean over images, in their standard deviation: objectives have units of
+    their own, and a large one would hide the errors of a small one."""
+    mean, spread = expected.mean(axis=0), expected.std(axis=0)
+    spread = np.where(spread > 0, spread, 1.0)
+    scaled = ((found - mean) / spread).astype(np.float32)
+    return scaled, (expected - mean) / spread
 
 
 def _golden(plan: Plan) -> list[NDArray[np.uint8]]:

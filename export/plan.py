@@ -16,13 +16,15 @@ from ..folded import FoldedFactorTopy
 from ..folded_blobgpt import FoldedBlobGPT
 from ..group_encoder import GroupEncoder
 from ..heads import FoldedHead
+from ..objective import Objective
 from ..vertex_space import Selection, VertexSpace
 from .about import OutputAbout, VerticesAbout
 from .heads import BlobGPTHead, FactorTopyHead
 
 AnyEncoder = Encoder | GroupEncoder
-# Weights [O,V] of one subject, a .npy file of them, or those of every subject by name.
-Objective = str | Path | NDArray[np.float32] | Mapping[str, NDArray[np.float32]]
+# What `objective.Objective` takes, a .npy file of weights [O,V], a list of these, or one of them
+# for every subject by name.
+Objectives = str | Path | Objective | NDArray[np.float32] | Sequence[Any] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def make_plan(
     encoder: AnyEncoder,
     subjects: Sequence[str] | None,
     vertices: Selection,
-    objective: Objective | None,
+    objective: Objectives | None,
 ) -> Plan:
     """The outputs that were asked for; what does not exist is a BrainfastError."""
     if vertices is not None and objective is not None:
@@ -135,7 +137,7 @@ def _space(encoder: AnyEncoder, subject: str | None) -> VertexSpace:
 
 
 def _objective(
-    objective: Objective | None, subject: str | None, space: VertexSpace
+    objective: Objectives | None, subject: str | None, space: VertexSpace
 ) -> tuple[NDArray[np.float32] | None, tuple[str, ...]]:
     """Weights [O,V] on a subject's vertices, and the names of the objectives."""
     if objective is None:
@@ -149,15 +151,17 @@ def _objective(
             )
         objective = objective[str(subject)]
     if isinstance(objective, str | Path):
-        objective = _read_weights(Path(objective))
-    weights = np.ascontiguousarray(np.atleast_2d(objective), dtype=np.float32)
-    if weights.ndim != 2 or weights.shape[1] != space.V or not np.isfinite(weights).all():
-        raise BrainfastError(
-            "objective",
-            expected=f"finite weights [O,{space.V}], one a vertex of {subject or 'the model'}",
-            got=f"shape {list(weights.shape)}",
-        )
-    return weights, tuple(f"objective {number}" for number in range(len(weights)))
+        objective = [objective]
+    if isinstance(objective, Sequence):
+        objective = [_read_if_file(term) for term in objective]
+    found = Objective.of(objective)
+    return found.weights(space), found.names
+
+
+def _read_if_file(term: Any) -> Any:
+    """The weights in a .npy file; an expression or weights as they are."""
+    is_file = isinstance(term, Path) or (isinstance(term, str) and term.endswith(".npy"))
+    return np.atleast_2d(_read_weights(Path(term))) if is_file else term
 
 
 def _read_weights(path: Path) -> NDArray[Any]:

@@ -70,6 +70,7 @@ def test_drift_is_an_error_and_leaves_nothing(model, pictures, tmp_path):
         (("--vertices", "XYZ"), "ROI: expected a region that this subject has"),
         (("--subject", "subj01"), "subject: expected a model of several subjects"),
         (("--objective", "none.npy"), "none.npy: expected a .npy file of weights"),
+        (("--objective", "PPA - XYZ"), "ROI: expected a region that this subject has"),
         (("--opset", "9"), "opset: expected 20 to 23 for a trunk in fp32, got 9"),
     ],
 )

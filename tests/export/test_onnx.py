@@ -136,12 +136,15 @@ def test_objectives_become_scores_that_touch_no_vertex(one, photographs, tmp_pat
     np.save(tmp_path / "weights.npy", weights)
     path = tmp_path / "scores.onnx"
     options = {"source": SOURCE, "images": list(photographs)}
-    done = export_onnx(one, path, objective=tmp_path / "weights.npy", **options)
-    scores = Engine.load(one, device="cpu").predict(photographs).values @ weights.T
+    wanted = ["EBA - 0.5*PPA", tmp_path / "weights.npy"]
+    done = export_onnx(one, path, objective=wanted, **options)
+    response = Engine.load(one, device="cpu").predict(photographs)
+    contrast = response.roi("EBA").mean(axis=1) - 0.5 * response.roi("PPA").mean(axis=1)
+    scores = np.column_stack([contrast, response.values @ weights.T])
     found = values(path, photographs)["scores"]
-    assert np.abs(found - scores).max() <= 1e-3 * scores.std()
+    assert (np.abs(found - scores).max(axis=0) <= 1e-3 * scores.std(axis=0)).all()
     assert all(90 not in tensor.dims for tensor in weights_in(path).values())
-    assert done.about.outputs[0].objectives == ("objective 0", "objective 1")
+    assert done.about.outputs[0].objectives == ("EBA - 0.5*PPA", "weights 1", "weights 2")
     assert done.about.outputs[0].vertices is None
 
 
@@ -223,8 +226,9 @@ MISTAKES = {
     "got both": {"vertices": ["EBA"], "objective": np.zeros((1, 90))},
     "subject: expected a model of several subjects": {"subjects": ["a"]},
     "ROI: expected a region": {"vertices": ["FFA"]},
-    r"objective: expected finite weights \[O,90\]": {"objective": np.zeros((1, 89))},
-    "objective: expected finite": {"objective": np.full((1, 90), np.nan)},
+    "objective: expected 90 weights, one a vertex": {"objective": np.ones((1, 89))},
+    "objective: expected finite weights": {"objective": np.full((1, 90), np.nan)},
+    "expected a region that this subject has": {"objective": "FFA - PPA"},
     "nothing.npy: expected a .npy file": {"objective": "nothing.npy"},
     "expected images or data": {"images": [], "data": "subj01"},
     "images: expected at least one": {"images": []},

@@ -74,6 +74,21 @@ def test_several_subjects_are_measured_one_by_one(several, photographs):
     assert first.max_error < 1e-5 < 1 < second.max_error
 
 
+def test_every_objective_has_units_of_its_own(encoder, photographs):
+    """One is a million times the other; the small one is wrong, far from zero as both are."""
+    weights = np.random.default_rng(4).normal(size=(2, 90)) * [[1e6], [1.0]]
+    plan = make_plan(encoder, None, None, weights)
+
+    def run(images):
+        scores = encoder.twin(list(images)) @ weights.T.astype(np.float32)
+        scores[0, 1] += 0.01 * scores[:, 1].std()
+        return [scores.astype(np.float32), preprocess(list(images), encoder.trunk.preprocessing)]
+
+    stimuli = parity.Stimuli(list(photographs))
+    card = measure(plan, run, stimuli, source=SOURCE, form=FORM)[0]
+    assert card.max_error == pytest.approx(0.01, rel=0.05)
+
+
 def test_without_pictures_the_golden_ones_and_photographs_are_taken(encoder):
     plan = make_plan(encoder, None, None, None)
     stimuli = choose_stimuli(plan, None, None)
