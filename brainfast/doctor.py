@@ -6,9 +6,12 @@ import os
 import platform
 import re
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from typing import Any
 
 from . import _C
+from .errors import BrainfastError
+from .export.kernel_file import kernel_ptx
 from .machine import ADD_CUDA_KERNELS, cpu_model
 from .runtimes import CUDA_PROVIDER
 
@@ -54,6 +57,7 @@ def diagnose() -> dict[str, Any]:
         "build": dict(_C.build_info()),
         "gpu": _gpu(),
         "trunk_runtimes": {"torch": _torch_runtime(), "onnx": _onnx_runtime()},
+        "tensorrt": _tensorrt(),
         "warnings": _warnings(),
     }
 
@@ -137,6 +141,12 @@ def _torch_gpu() -> str:
     return f"built for CUDA {built}, sees no GPU" if built else "built for the CPU"
 
 
+def _no_gpu() -> str | None:
+    """Why torch has no GPU, where it has none."""
+    found = _torch_gpu()
+    return None if found.startswith("uses ") else f"torch: {found}"
+
+
 def _torch_runtime() -> str:
     for name in ("torch", "timm"):
         problem = _import_problem(name)
@@ -157,6 +167,24 @@ def _onnx_runtime() -> str:
     if CUDA_PROVIDER in onnxruntime.get_available_providers():
         return f"{yes}; on the GPU with device='cuda', which has not been run by us yet"
     return f"{yes}; a GPU needs onnxruntime-gpu, see docs/export.md"
+
+
+def _tensorrt() -> dict[str, str]:
+    """Whether engine files can be built and run here, part by part."""
+    try:
+        kernel_ptx()
+        kernel = "yes: our readout, for compute capability 8.0 and later"
+    except BrainfastError as error:
+        kernel = f"no: {error.got}; {error.remedy}"
+    whole = _import_problem("tensorrt") or _no_gpu()
+    rtx = _import_problem("tensorrt_rtx")
+    there = find_spec("tensorrt_bindings") is not None
+    return {
+        "kernel": kernel,
+        "engines": f"no: {whole}" if whole else f"yes: TensorRT {package_version('tensorrt')}",
+        "engines_for_rtx": f"no: {rtx}" if rtx else "yes: built without a GPU, run on one",
+        "plugin_files": "installed" if there else NOT_INSTALLED,
+    }
 
 
 def _import_problem(name: str) -> str | None:

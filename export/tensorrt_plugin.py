@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from inspect import Parameter, Signature
-from pathlib import Path
 from types import GenericAlias, ModuleType
 from typing import Any
 
-from .. import _C
 from ..errors import BrainfastError
 from .functions import DOMAIN, READOUT
+from .kernel_file import kernel_ptx
 
-PTX_FILE = "factor_readout.ptx"  # beside brainfast._C
 INPUTS = (
     *("local", "global_", "weight", "coefficient"),
     *("cell", "corners", "slots", "vertices", "bias"),
@@ -26,19 +24,6 @@ THREADS, ROWS, IMAGES, SHARED_BYTES = 256, 128, 8, 37888
 TILE = 16  # what the width of a block must be a multiple of
 _SHAPED = ("local", "weight", "cell", "bias")  # of whose shapes a launch is made
 _KERNELS = {"INT32": "brainfast_factor_readout_i32", "INT64": "brainfast_factor_readout_i64"}
-
-
-def kernel_ptx() -> bytes:
-    """The readout's kernel as PTX for compute capability 8.0 and later."""
-    path = Path(_C.__file__).with_name(PTX_FILE)
-    if not path.is_file():
-        raise BrainfastError(
-            PTX_FILE,
-            expected="the kernel that a build with nvcc puts beside brainfast._C",
-            got="a build without it",
-            remedy="put nvcc on PATH and install brainfast again, or use readout='operators'",
-        )
-    return path.read_bytes()
 
 
 def register_readout(plugins: ModuleType) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from brainfast import _C, doctor, machine
+from brainfast.export import kernel_file
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,31 @@ def test_a_missing_and_a_broken_package_are_reasons(monkeypatch, tmp_path):
     runtimes = doctor.diagnose()["trunk_runtimes"]
     assert runtimes["torch"] == "no: timm is not installed"
     assert runtimes["onnx"] == "no: onnxruntime does not import: libonnx.so: no such file"
+
+
+def test_tensorrt_is_told_part_by_part(monkeypatch):
+    """No part is there, then all are, on a machine with a GPU."""
+    missing = "is not installed"
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    monkeypatch.setattr(doctor, "_import_problem", lambda name: f"{name} {missing}")
+    monkeypatch.setattr(kernel_file, "_C", SimpleNamespace(__file__="/nowhere/_C.so"))
+    found = doctor._tensorrt()
+    assert found["kernel"] == (
+        "no: a build without it; put nvcc on PATH and install brainfast again,"
+        " or use readout='operators'"
+    )
+    assert found["engines"] == f"no: tensorrt {missing}"
+    assert found["engines_for_rtx"] == f"no: tensorrt_rtx {missing}"
+    assert found["plugin_files"] == doctor.NOT_INSTALLED
+    monkeypatch.setattr(doctor, "find_spec", lambda name: name)
+    monkeypatch.setattr(doctor, "_import_problem", lambda name: None)
+    monkeypatch.setattr(doctor, "kernel_ptx", lambda: b"")
+    monkeypatch.setattr(doctor, "_torch_gpu", lambda: "built for the CPU")
+    assert doctor._tensorrt()["engines"] == "no: torch: built for the CPU"
+    monkeypatch.setattr(doctor, "_torch_gpu", lambda: "uses NVIDIA H200")
+    assert [fact.split()[0] for fact in doctor._tensorrt().values()] == [
+        *("yes:", "yes:", "yes:", "installed")
+    ]
 
 
 @pytest.mark.parametrize("installed", [{"onnxruntime"}, {"onnxruntime", "onnxruntime-gpu"}])

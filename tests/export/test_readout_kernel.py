@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from brainfast.cells import cell_blocks
-from brainfast.export import tensorrt_plugin
+from brainfast.export.kernel_file import kernel_ptx
 from brainfast.export.tensorrt_plugin import IMAGES, ROWS, SHARED_BYTES, THREADS
 from brainfast.folded import FoldedFactorTopy
 from brainfast.ops import reference
@@ -55,7 +55,7 @@ def driver():
         assert status == 0, f"{name}: CUDA error {status}"
 
     module = ctypes.c_void_p()
-    call("cuModuleLoadData", ctypes.byref(module), tensorrt_plugin.kernel_ptx())
+    call("cuModuleLoadData", ctypes.byref(module), kernel_ptx())
 
     def launch(kind, grid, arguments):
         kernel, name = ctypes.c_void_p(), f"brainfast_factor_readout_{kind}".encode()

@@ -11,7 +11,7 @@ import pytest
 
 from brainfast import _C
 from brainfast.errors import BrainfastError
-from brainfast.export import tensorrt_plugin
+from brainfast.export import kernel_file, tensorrt_plugin
 from brainfast.export.tensorrt_plugin import INPUTS, register_readout
 
 B, L, D, H, W, G, N, V, CELLS = 9, 3, 5, 4, 2, 11, 48, 500, 7
@@ -32,8 +32,8 @@ INDICES = ("cell", "corners", "slots", "vertices")
 @pytest.fixture
 def ptx(monkeypatch, tmp_path):
     """A kernel beside the module, whatever the build has."""
-    monkeypatch.setattr(tensorrt_plugin, "_C", SimpleNamespace(__file__=str(tmp_path / "_C.so")))
-    (tmp_path / tensorrt_plugin.PTX_FILE).write_bytes(b".version 7.0")
+    monkeypatch.setattr(kernel_file, "_C", SimpleNamespace(__file__=str(tmp_path / "_C.so")))
+    (tmp_path / kernel_file.PTX_FILE).write_bytes(b".version 7.0")
     return b".version 7.0"
 
 
@@ -98,7 +98,7 @@ def test_a_launch_from_registration_to_kernel(layer, ptx, index, kernel):
 
 def test_a_build_without_the_kernel_says_so_before_anything_is_registered(layer, monkeypatch):
     _, plugins = layer
-    monkeypatch.setattr(tensorrt_plugin, "_C", SimpleNamespace(__file__="/nowhere/_C.so"))
+    monkeypatch.setattr(kernel_file, "_C", SimpleNamespace(__file__="/nowhere/_C.so"))
     with pytest.raises(BrainfastError, match=r"factor_readout.ptx: .*; put nvcc on PATH"):
         register_readout(plugins)
     assert not fake_tensorrt.CREATORS
@@ -116,7 +116,7 @@ needs_kernel = pytest.mark.skipif(
 
 @needs_kernel
 def test_the_kernel_has_the_names_and_sizes_that_are_launched():
-    text = tensorrt_plugin.kernel_ptx().decode()
+    text = kernel_file.kernel_ptx().decode()
     assert text.count(".entry brainfast_factor_readout_i") == 2
     assert f".maxntid {tensorrt_plugin.THREADS}" in text
     assert ".target sm_80" in text
@@ -130,7 +130,7 @@ def test_the_kernel_assembles(architecture, tmp_path):
     if ptxas is None:
         pytest.skip("no ptxas on PATH")
     path = tmp_path / "kernel.ptx"
-    path.write_bytes(tensorrt_plugin.kernel_ptx())
+    path.write_bytes(kernel_file.kernel_ptx())
     command = [ptxas, f"-arch=sm_{architecture}", path, "-o", tmp_path / "kernel.cubin"]
     done = subprocess.run(command, capture_output=True, text=True)
     if "is not defined for option 'gpu-name'" in done.stderr:
