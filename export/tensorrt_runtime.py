@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from ..card import Card
 from ..errors import BrainfastError
-from ..runtimes import Pixels
+from ..response import Response
+from ..runtimes import Pixels, torch_device
 from ..tokens import Tokens
 from ..trunk_export import FORMAT
 from .about import from_metadata
@@ -57,6 +58,12 @@ class TensorRTModel(ExportedModel):
     def device(self) -> str:
         """Where it runs."""
         return str(self._session.device)
+
+    def predict(
+        self, images: Any, *, batch_size: int = 32
+    ) -> dict[str, Response | NDArray[np.float32]]:
+        """A Response, or scores [B,O], by output, in batches that the profile allows."""
+        return super().predict(images, batch_size=min(batch_size, self._session.key.batches[2]))
 
     def _compute(self, inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
         return self._session.run(inputs)
@@ -185,7 +192,9 @@ def find_gpu(device: str = "cuda") -> tuple[torch.device, tuple[str, str]]:
         raise BrainfastError(
             "device", expected="a GPU that torch sees", got="none", remedy="see `brainfast doctor`"
         )
-    place = torch.device(device)
+    place = torch_device(device)
+    if place.type != "cuda":
+        raise BrainfastError("device", expected="a GPU, which engines run on", got=device)
     major, minor = torch.cuda.get_device_capability(place)
     return place, (torch.cuda.get_device_name(place), f"{major}.{minor}")
 

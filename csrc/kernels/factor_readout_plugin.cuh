@@ -220,7 +220,7 @@ class Tile {
   unsigned high_[kSteps][4], low_[kSteps][4];
 };
 
-// Answers of the tiles `begin` to `end` of this block of threads, which read one cell.
+// Answers of the tiles of this block of threads that read one cell: `mine` where the warp's does.
 template <class Index>
 __device__ void answer_cell(const Arguments<Index>& a, Tile<Index>& tile, Index cell, bool mine,
                             std::int64_t first_image, int images) {
@@ -261,8 +261,7 @@ __device__ void write_answers(const Arguments<Index>& a, int tile, const float* 
   }
 }
 
-// Block of threads b answers for kRows vertices, b % row_blocks, and kImages images, b /
-// row_blocks.
+// Blocks of threads go over the vertices, kRows a block, and over the images, kImages a block.
 template <class Index>
 __device__ void answer(const Arguments<Index>& a) {
   const int row_blocks = (a.tiles() + kWarps - 1) / kWarps;
@@ -276,8 +275,9 @@ __device__ void answer(const Arguments<Index>& a) {
   const int own = warp < count ? first_tile + warp : first_tile;
   float* const answers =
       reinterpret_cast<float*>(device::shared_memory() + 2 * kPanelBytes) + warp * kTile;
-  for (int i = threadIdx.x % 32; i < kImages * kTile; i += 32)
+  for (int i = threadIdx.x % 32; i < kImages * kTile; i += 32) {
     answers[i / kTile * kRows + i % kTile] = 0;
+  }
   __syncwarp();
   Tile<Index> tile(a, own, answers);
   // Tiles are sorted by their cells: neighbours mostly read the same one.

@@ -83,7 +83,7 @@ def test_a_batch_runs_in_the_smallest_bucket_that_holds_it(engine, photographs):
 
 
 def test_predict_gives_responses_with_their_vertices(engine, photographs):
-    response = TensorRTModel(engine).predict(photographs, batch_size=4)["response"]
+    response = TensorRTModel(engine).predict(photographs)["response"]  # 4 and 1
     assert response.values.shape == (5, 90)
     assert response.roi("PPA").shape == (5, 29)
 
@@ -135,6 +135,12 @@ def test_no_gpu_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BrainfastError, match="device: expected a GPU that torch sees, got none"):
         tensorrt_runtime.find_gpu()
+
+
+def test_an_engine_does_not_run_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(BrainfastError, match="device: expected a GPU, which engines run on, got c"):
+        tensorrt_runtime.find_gpu("cpu")
 
 
 @pytest.fixture
