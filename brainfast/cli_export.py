@@ -39,12 +39,21 @@ class Input(StrEnum):
     pixels = "pixels"
 
 
+class Readout(StrEnum):
+    """FactorTopy's head in TensorRT: our kernel (bf16x3), or TensorRT's operators (fp32)."""
+
+    plugin = "plugin"
+    operators = "operators"
+
+
 ENDINGS = {Target.onnx: ".onnx", Target.tensorrt: ".engine", Target.triton: "-triton"}
 
 
 def export(
     model: ModelFolder,
-    to: Annotated[Target, typer.Option(help="onnx: one file; triton: a model repository.")],
+    to: Annotated[
+        Target, typer.Option(help="onnx, tensorrt: one file; triton: a model repository.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="File or folder to write (MODEL.onnx, MODEL-triton).")
     ] = None,
@@ -80,6 +89,16 @@ def export(
         typer.Option(help="Largest error in standard deviations of the response (by precision)."),
     ] = None,
     opset: Annotated[int | None, typer.Option(help="Of ONNX (20, for bf16 22).")] = None,
+    batches: Annotated[
+        str | None,
+        typer.Option(help="TensorRT: smallest, preferred and largest batch (1,8,32)."),
+    ] = None,
+    readout: Annotated[
+        Readout | None, typer.Option(help="TensorRT: what computes FactorTopy's head (plugin).")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="TensorRT: file of measurements that later builds use.")
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -97,6 +116,7 @@ def export(
         "opset": opset,
         "progress": not quiet,
     }
+    options |= _tensorrt_options(to, batches, readout, timing_cache)
     path = out or model.with_name(model.resolve().name + ENDINGS[to])
     exported = _exporter(to)(model, path, **options)
     if as_json:
@@ -106,6 +126,32 @@ def export(
     for line in parity_lines(exported.parity):
         typer.echo(line)
     typer.echo(f"{to.value}: {exported.path}")
+
+
+def _tensorrt_options(
+    target: Target, batches: str | None, readout: Readout | None, timing_cache: Path | None
+) -> dict[str, Any]:
+    """Those that were given; with another target they are a BrainfastError."""
+    given: dict[str, Any] = {}
+    if batches is not None:
+        given["batches"] = _batches(batches)
+    if readout is not None:
+        given["readout"] = readout.value
+    if timing_cache is not None:
+        given["timing_cache"] = timing_cache
+    if given and target is not Target.tensorrt:
+        name = next(iter(given)).replace("_", "-")
+        raise BrainfastError(f"--{name}", expected="--to tensorrt", got=f"--to {target.value}")
+    return given
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in text.split(","))
+    except ValueError as error:
+        raise BrainfastError(
+            "--batches", expected="three sizes such as 1,8,32", got=repr(text)
+        ) from error
 
 
 def parity_lines(cards: Sequence[ParityCard]) -> list[str]:
