@@ -23,8 +23,8 @@ from .tensorrt_build import (
     check_readout,
     prepare_plugin,
 )
-from .tensorrt_key import EngineKey, Package, key_path, open_package
-from .tensorrt_runtime import TensorRTModel, find_gpu
+from .tensorrt_key import EngineKey, Package, find_gpu, key_path, open_package
+from .tensorrt_runtime import TensorRTModel
 
 FORM = "tensorrt engine"
 FACTORTOPY = "factortopy"  # whose head is the node that a plugin computes
@@ -52,8 +52,9 @@ def export_tensorrt(
     check_batches(batches)
     check_readout(readout)
     open_package(package)
-    portable = package == "tensorrt_rtx"
-    gpu = None if portable and not _sees_gpu() else find_gpu()[1]
+    runs_here = package != "tensorrt_rtx" or _sees_gpu()
+    if runs_here:
+        find_gpu()
     encoder = open_encoder(model)
     if readout == "plugin" and encoder.card.model == FACTORTOPY and _responses(options):
         prepare_plugin(package)
@@ -67,10 +68,9 @@ def export_tensorrt(
             readout=readout,
             timing_cache=timing_cache,
             package=package,
-            gpu=gpu,
         )
         cards = exported.parity
-        if gpu is not None:
+        if runs_here:
             cards = _compare(encoder, engine, key, exported, options)
         for built in (engine, key_path(engine)):
             built.replace(path.parent / built.name)

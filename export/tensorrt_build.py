@@ -16,7 +16,7 @@ import onnx
 from ..errors import BrainfastError
 from ..files import check_writable, file_size, write_bytes, write_json
 from .functions import DOMAIN, READOUT
-from .tensorrt_key import EngineKey, Package, TensorKey, key_path, open_package
+from .tensorrt_key import EngineKey, Package, TensorKey, find_gpu, key_path, open_package
 from .tensorrt_plugin import TILE, register_readout
 
 Readout = Literal["plugin", "operators"]
@@ -31,15 +31,13 @@ def build_engine(
     readout: Readout = "plugin",
     timing_cache: str | Path | None = None,
     package: Package = "tensorrt",
-    gpu: tuple[str, str] | None = None,
 ) -> EngineKey:
     """Build the ONNX file `source` into the engine file `path`, for the machine that builds it.
 
     batches: the smallest, the preferred and the largest; readout: the node as our kernel (bf16x3)
     or as the operators of its body (fp32); timing_cache: a file of measurements that later builds
-    start from, which TensorRT for RTX has none of; gpu: name and compute capability of the one that
-    it is for. Layers have the types of the file, and fp32 is strict: no TF32. What TensorRT refuses
-    is a BrainfastError, and nothing is written.
+    start from, which TensorRT for RTX has none of. Layers have the types of the file, and fp32 is
+    strict: no TF32. What TensorRT refuses is a BrainfastError, and nothing is written.
     """
     source, path = Path(source), Path(path)
     check_batches(batches)
@@ -47,6 +45,7 @@ def build_engine(
     graph = read_graph(source)
     check_writable(path.parent)
     trt = open_package(package)
+    name, capability = (None, None) if package == "tensorrt_rtx" else find_gpu()[1]
     if not readout_nodes(graph):
         readout = "operators"
     if readout == "plugin":
@@ -71,8 +70,8 @@ def build_engine(
         brainfast=version("brainfast"),
         package=package,
         version=trt.__version__,
-        gpu=gpu[0] if gpu else None,
-        capability=gpu[1] if gpu else None,
+        gpu=name,
+        capability=capability,
         batches=(batches[0], batches[1], batches[2]),
         readout=readout,
         input=_tensor(trt, network.get_input(0)),

@@ -1,4 +1,6 @@
-"""What an engine file was built from and for; a JSON file beside it. Torch-free."""
+"""What an engine file was built from and for; a JSON file beside it.
+
+Torch-free at import."""
 
 from __future__ import annotations
 
@@ -7,13 +9,17 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..card import Count
 from ..errors import BrainfastError
 from ..files import file_size, read_json
+from ..runtimes import torch_device
+
+if TYPE_CHECKING:
+    import torch
 
 Package = Literal["tensorrt", "tensorrt_rtx"]
 PACKAGES: tuple[Package, ...] = ("tensorrt", "tensorrt_rtx")
@@ -35,10 +41,10 @@ class TensorKey(_Strict):
 class EngineKey(_Strict):
     """An engine runs on the GPU and the TensorRT that it was built with, and on no others.
 
-    package, version: of TensorRT; gpu, capability: None where TensorRT for RTX built it without
-    one; batches: smallest, preferred and largest; readout: what computes the node, our kernel
-    (bf16x3) or TensorRT's operators (fp32); metadata: of the ONNX file: weights, preprocessing,
-    precision and vertices.
+    package, version: of TensorRT; gpu, capability: None of TensorRT for RTX, whose engines are
+    compiled where they are opened; batches: smallest, preferred and largest; readout: what computes
+    the node, our kernel (bf16x3) or TensorRT's operators (fp32); metadata: of the ONNX file, which
+    has weights, preprocessing, precision and vertices.
     """
 
     format: Literal["brainfast-tensorrt"] = "brainfast-tensorrt"
@@ -81,7 +87,7 @@ def check_machine(path: Path, key: EngineKey, tensorrt: str, gpu: tuple[str, str
 
     gpu: name and compute capability, as "9.0".
     """
-    portable = key.package == "tensorrt_rtx"  # it compiles for the GPU when the engine is opened
+    portable = key.package == "tensorrt_rtx"
     facts = [
         (key.package, key.version, tensorrt),
         ("brainfast", key.brainfast, version("brainfast")),
@@ -109,6 +115,21 @@ def open_package(package: str) -> ModuleType:
             got=" ".join(str(error).split())[:160] or type(error).__name__,
             remedy=f"pip install {name}",
         ) from error
+
+
+def find_gpu(device: str = "cuda") -> tuple[torch.device, tuple[str, str]]:
+    """A GPU that torch sees, with its name and compute capability; none is a BrainfastError."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BrainfastError(
+            "device", expected="a GPU that torch sees", got="none", remedy="see `brainfast doctor`"
+        )
+    place = torch_device(device)
+    if place.type != "cuda":
+        raise BrainfastError("device", expected="a GPU, which engines run on", got=device)
+    major, minor = torch.cuda.get_device_capability(place)
+    return place, (torch.cuda.get_device_name(place), f"{major}.{minor}")
 
 
 def _read_key(path: Path) -> EngineKey:

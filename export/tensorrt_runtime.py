@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from ..card import Card
 from ..errors import BrainfastError
 from ..response import Response
-from ..runtimes import Pixels, torch_device
+from ..runtimes import Pixels
 from ..tokens import Tokens
 from ..trunk_export import FORMAT
 from .about import from_metadata
 from .model import ExportedModel
-from .tensorrt_key import EngineKey, check_machine, open_package, read_engine
+from .tensorrt_key import EngineKey, check_machine, find_gpu, open_package, read_engine
 
 if TYPE_CHECKING:
     import torch
@@ -182,21 +182,6 @@ class _Bucket:
             raise RuntimeError("TensorRT did not run the engine")
         for host, own in self._outputs:
             host.copy_(own, non_blocking=True)
-
-
-def find_gpu(device: str = "cuda") -> tuple[torch.device, tuple[str, str]]:
-    """A GPU that torch sees, with its name and compute capability; none is a BrainfastError."""
-    import torch
-
-    if not torch.cuda.is_available():
-        raise BrainfastError(
-            "device", expected="a GPU that torch sees", got="none", remedy="see `brainfast doctor`"
-        )
-    place = torch_device(device)
-    if place.type != "cuda":
-        raise BrainfastError("device", expected="a GPU, which engines run on", got=device)
-    major, minor = torch.cuda.get_device_capability(place)
-    return place, (torch.cuda.get_device_name(place), f"{major}.{minor}")
 
 
 def check_model(path: Path, held: Card, card: Card) -> None:

@@ -53,6 +53,7 @@ def install(monkeypatch):
         monkeypatch.setitem(sys.modules, "tensorrt", builder.module())
         monkeypatch.setitem(sys.modules, "tensorrt.plugin", ModuleType("tensorrt.plugin"))
         monkeypatch.setattr(tensorrt_build, "register_readout", lambda plugins: None)
+        monkeypatch.setattr(tensorrt_build, "find_gpu", lambda: (None, H200))
         return builder
 
     return put
@@ -60,7 +61,7 @@ def install(monkeypatch):
 
 def test_an_engine_is_strongly_typed_and_strict_and_has_a_key(install, graph, tmp_path):
     builder, engine = install(fake_tensorrt.FakeBuilder()), tmp_path / "model.engine"
-    key = build_engine(graph(), engine, batches=(1, 4, 9), gpu=H200)
+    key = build_engine(graph(), engine, batches=(1, 4, 9))
     assert builder.flags == 1 << 1
     assert builder.cleared == ["TF32"]
     assert builder.profile == ("images", (1, 40, 50, 3), (4, 40, 50, 3), (9, 40, 50, 3))
@@ -151,7 +152,7 @@ def test_blocks_that_the_kernel_does_not_take(install, graph, tmp_path):
 @pytest.fixture
 def engine(install, graph, tmp_path):
     install(fake_tensorrt.FakeBuilder())
-    build_engine(graph(), tmp_path / "model.engine", gpu=H200)
+    build_engine(graph(), tmp_path / "model.engine")
     return tmp_path / "model.engine"
 
 

@@ -13,7 +13,7 @@ import torch
 
 from brainfast.card import Card
 from brainfast.errors import BrainfastError
-from brainfast.export import export_onnx, tensorrt_build, tensorrt_runtime
+from brainfast.export import export_onnx, tensorrt_build, tensorrt_key, tensorrt_runtime
 from brainfast.export.tensorrt_build import build_engine
 from brainfast.export.tensorrt_key import key_path
 from brainfast.export.tensorrt_runtime import TensorRTModel, TensorRTRuntime
@@ -67,8 +67,9 @@ def exported(one, photographs, tmp_path_factory):
 @pytest.fixture
 def engine(machine, exported, monkeypatch, tmp_path):
     monkeypatch.setattr(tensorrt_build, "prepare_plugin", lambda package: None)
+    monkeypatch.setattr(tensorrt_build, "find_gpu", lambda: (None, H200))
     path = tmp_path / "model.engine"
-    build_engine(exported, path, batches=(1, 2, 4), gpu=H200)
+    build_engine(exported, path, batches=(1, 2, 4))
     return path
 
 
@@ -134,13 +135,13 @@ def test_an_engine_that_tensorrt_refuses(engine, machine):
 def test_no_gpu_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BrainfastError, match="device: expected a GPU that torch sees, got none"):
-        tensorrt_runtime.find_gpu()
+        tensorrt_key.find_gpu()
 
 
 def test_an_engine_does_not_run_on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(BrainfastError, match="device: expected a GPU, which engines run on, got c"):
-        tensorrt_runtime.find_gpu("cpu")
+        tensorrt_key.find_gpu("cpu")
 
 
 @pytest.fixture
