@@ -91,8 +91,11 @@ def _compare(
     stimuli = choose_stimuli(plan, options.get("images"), None if data is None else Path(data))
     opened = TensorRTModel(engine)
 
+    most = key.batches[2]
+
     def run(inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
-        return list(opened.run(inputs).values())
+        parts = [opened.run(inputs[i : i + most]) for i in range(0, len(inputs), most)]
+        return [np.concatenate([part[name] for part in parts]) for name in opened.outputs]
 
     named = FORM if plan.whole else f"{FORM}: {plan.what}"
     head = "bf16x3" if key.readout == "plugin" else about.head_precision

@@ -51,21 +51,8 @@ def build_engine(
     if readout == "plugin":
         prepare_plugin(package)
         use_plugin(graph, str(source))
-    log = _error_log(trt)
-    builder = _builder(trt, log)
-    network = _parse(trt, builder, graph, source, log)
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)
-    _add_profile(builder, network, config, batches)
     cache = None if timing_cache is None else Path(timing_cache)
-    if cache is not None:
-        _load_cache(config, cache)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise _refused(source, log, "a model that TensorRT builds")
-    data = bytes(plan)
-    if cache is not None:
-        write_bytes(cache, bytes(config.get_timing_cache().serialize()))
+    network, data = _build(trt, graph, source, batches, cache)
     key = EngineKey(
         brainfast=version("brainfast"),
         package=package,
@@ -82,6 +69,30 @@ def build_engine(
     write_bytes(path, data)
     write_json(key_path(path), key.model_dump(mode="json"))
     return key
+
+
+def _build(
+    trt: ModuleType,
+    graph: onnx.ModelProto,
+    source: Path,
+    batches: Sequence[int],
+    timing_cache: Path | None,
+) -> tuple[Any, bytes]:
+    """TensorRT's network and the engine."""
+    log = _error_log(trt)
+    builder = _builder(trt, log)
+    network = _parse(trt, builder, graph, source, log)
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    _add_profile(builder, network, config, batches)
+    if timing_cache is not None:
+        _load_cache(config, timing_cache)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise _refused(source, log, "a model that TensorRT builds")
+    if timing_cache is not None:
+        write_bytes(timing_cache, bytes(config.get_timing_cache().serialize()))
+    return network, bytes(plan)
 
 
 def check_batches(batches: Sequence[int]) -> None:

@@ -154,12 +154,15 @@ class Severity(enum.IntEnum):
 
 
 class FakeBuilder:
-    """Records what the building of an engine asks TensorRT for; `refuses` names what fails."""
+    """Records what the building of an engine asks TensorRT for.
+
+    refuses: what fails; keeps_graph: the engine's bytes are those of the ONNX file.
+    """
 
     version = "11.4.0"
 
-    def __init__(self, refuses: str = "") -> None:
-        self.refuses = refuses
+    def __init__(self, refuses: str = "", *, keeps_graph: bool = False) -> None:
+        self.refuses, self.keeps_graph = refuses, keeps_graph
         self.flags = 0
         self.parsed = b""
         self.profile: tuple[Any, ...] = ()
@@ -245,4 +248,4 @@ class FakeBuilder:
             self.log.log(Severity.WARNING, "something")
             self.log.log(Severity.ERROR, "no memory")
             return None
-        return b"an engine"
+        return self.parsed if self.keeps_graph else b"an engine"

@@ -1,0 +1,106 @@
+"""`export_tensorrt` from model to engine file, where ONNX Runtime stands for TensorRT and GPU."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import fake_tensorrt
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from brainfast.card import Card
+from brainfast.errors import BrainfastError
+from brainfast.export import OnnxModel, export_onnx, tensorrt, tensorrt_build, tensorrt_runtime
+from brainfast.export.tensorrt import export_tensorrt
+from brainfast.export.tensorrt_key import read_engine
+from brainfast.export.tensorrt_runtime import TensorRTModel
+
+H200 = torch.device("cuda", 0), ("NVIDIA H200", "9.0")
+
+
+class GraphBucket:
+    """Runs the graph that the engine's bytes are, in batches of at most its size."""
+
+    drift = 0.0
+
+    def __init__(self, engine, key, device, size):
+        self.session = onnxruntime.InferenceSession(engine, providers=["CPUExecutionProvider"])
+        self.size = size
+
+    def run(self, inputs):
+        assert len(inputs) <= self.size
+        (name,) = (tensor.name for tensor in self.session.get_inputs())
+        return [answer + self.drift for answer in self.session.run(None, {name: inputs})]
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    module = fake_tensorrt.FakeBuilder(keeps_graph=True).module()
+    module.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
+    module.Runtime = lambda log: SimpleNamespace(deserialize_cuda_engine=lambda plan: plan)
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    for place in (tensorrt, tensorrt_build, tensorrt_runtime):
+        monkeypatch.setattr(place, "find_gpu", lambda device="cuda": H200)
+    monkeypatch.setattr(tensorrt_runtime, "_Bucket", GraphBucket)
+    monkeypatch.setattr(tensorrt_runtime.EngineSession, "_on_device", lambda self: nullcontext())
+
+
+@pytest.fixture
+def model(one, tmp_path):
+    return shutil.copytree(one, tmp_path / "model")
+
+
+def export(model, path, photographs, **options):
+    return export_tensorrt(
+        model,
+        path,
+        batches=(1, 2, 2),
+        readout="operators",
+        source=(40, 50),
+        images=list(photographs),
+        **options,
+    )
+
+
+def test_an_engine_answers_as_the_model_and_its_errors_go_into_the_card(
+    machine, model, photographs, tmp_path
+):
+    path = tmp_path / "model.engine"
+    exported = export(model, path, photographs)
+    (card,) = exported.parity
+    assert (card.form, card.precision, card.images) == ("tensorrt engine", "fp32", 5)
+    assert 0 < card.max_error < 1e-4
+    assert Card.read(model).parity[-1] == card
+    assert sorted(os.listdir(tmp_path)) == ["model", "model.engine", "model.engine.json"]
+    export_onnx(model, tmp_path / "model.onnx", source=(40, 50), images=list(photographs))
+    expected = OnnxModel(tmp_path / "model.onnx", device="cpu").predict(photographs)["response"]
+    found = TensorRTModel(path, card=Card.read(model)).predict(photographs)["response"]
+    assert np.array_equal(found.values, expected.values)
+    assert found.space.hash() == expected.space.hash()
+    assert read_engine(path)[0].batches == (1, 2, 2)
+
+
+def test_an_engine_that_drifts_leaves_nothing(machine, model, photographs, tmp_path, monkeypatch):
+    monkeypatch.setattr(GraphBucket, "drift", 0.1)
+    with pytest.raises(BrainfastError, match="tensorrt engine: expected errors of at most"):
+        export(model, tmp_path / "model.engine", photographs)
+    assert os.listdir(tmp_path) == ["model"]
+    assert all(card.form != "tensorrt engine" for card in Card.read(model).parity)
+
+
+def test_a_build_without_the_kernel_says_so_before_the_export(
+    machine, model, tmp_path, monkeypatch
+):
+    def refuse(package):
+        raise BrainfastError("factor_readout.ptx", expected="the kernel", got="none")
+
+    monkeypatch.setattr(tensorrt, "prepare_plugin", refuse)
+    monkeypatch.setattr(tensorrt, "export_onnx", None)
+    with pytest.raises(BrainfastError, match=r"factor_readout.ptx"):
+        export_tensorrt(model, tmp_path / "model.engine")
