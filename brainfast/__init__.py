@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .group_encoder import GroupEncoder
     from .group_engine import GroupEngine
     from .objective import Objective
+    from .pool import Pool
     from .response import Response
     from .target_pattern import TargetPattern
     from .training.fit import fit
@@ -37,6 +38,7 @@ __all__ = [
     "GroupEncoder",
     "GroupEngine",
     "Objective",
+    "Pool",
     "Response",
     "TargetPattern",
     "add_subject",
@@ -53,6 +55,7 @@ _HOME = {
     "GroupEncoder": "group_encoder",
     "GroupEngine": "group_engine",
     "Objective": "objective",
+    "Pool": "pool",
     "Response": "response",
     "TargetPattern": "target_pattern",
     "add_subject": "training",

@@ -14,6 +14,8 @@ from .cli_captions import captions
 from .cli_export import export
 from .cli_import import import_model
 from .cli_options import Json, ModelFolder, Part, What, check_sole
+from .cli_pool import app as pool_app
+from .cli_pool import select
 from .cli_predict import predict
 from .cli_scores import evaluate, kept_r2
 from .cli_train import adapt, train
@@ -54,6 +56,8 @@ app.command(name="import")(import_model)
 app.command()(evaluate)
 app.command()(predict)
 app.command()(export)
+app.command()(select)
+app.add_typer(pool_app, name="pool")
 
 
 @app.command(name="map")

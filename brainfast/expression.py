@@ -114,7 +114,7 @@ class _Parser:
         return self._weights([name])
 
     def _mean(self) -> Value:
-        names = []
+        names: list[_Token] = []
         while not names or self.token.text == ",":
             self._take()
             if self.token.kind != "name":

@@ -1,4 +1,4 @@
-"""Small groups of subjects, and a small model on disk, for tests in several files."""
+"""Small groups of subjects, a small model on disk, a toy engine: for tests in several files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import settings
+from PIL import Image
 
 from brainfast import demo
 from brainfast.data import Arrays, Group
 from brainfast.training import GroupRecipe
 from brainfast.vertex_space import VertexSpace
 from command_line import HOW, RECIPE, TRUNK, Place, V, brainfast
+from toy_engine import ToyEngine
 
 # Hypothesis fails a test that takes 200 ms, which a busy machine makes of any.
 settings.register_profile("untimed", deadline=None)
@@ -120,3 +122,23 @@ def copy(place: Place, tmp_path: Path) -> Place:
     shutil.copytree(place.subject, tmp_path / "subj01")
     shutil.copytree(place.model, tmp_path / "model")
     return Place(tmp_path, tmp_path / "subj01", tmp_path / "model")
+
+
+@pytest.fixture
+def make_engine() -> type[ToyEngine]:
+    """`make_engine("factortopy" | "blobgpt")`."""
+    return ToyEngine
+
+
+@pytest.fixture
+def candidates(tmp_path: Path) -> Path:
+    """A folder of 13 small images in three sub-folders."""
+    rng = np.random.default_rng(6)
+    folder = tmp_path / "candidates"
+    for number in range(13):
+        place = folder / "abc"[number % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (9, 8, 3), dtype=np.uint8)).save(
+            place / f"{number:02d}.png"
+        )
+    return folder

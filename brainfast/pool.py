@@ -1,0 +1,397 @@
+"""Candidate images with what a head reads of them, computed once: objectives are then one product.
+
+>>> pool = Pool.build(engine, "candidates/", path="candidates-subj01")
+>>> pool.top("FFA - PPA", 10)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from .errors import BrainfastError
+from .files import hash_file, load_tensors, write_json
+from .objective import Objective
+from .pool_build import (
+    Projection,
+    adding_folder,
+    build,
+    finish_swap,
+    flat_template,
+    list_items,
+    make_index,
+    swap_added,
+    unflatten,
+)
+from .pool_choice import Candidate, Rows, choose_apart
+from .pool_file import (
+    BASIS_FILE,
+    DATA_FILE,
+    ITEMS_FILE,
+    STORED,
+    Dtype,
+    Index,
+    Items,
+    check_key,
+    damaged,
+    describe,
+    engine_key,
+    images_hash,
+    layout,
+    read_index,
+    read_items,
+)
+from .pool_source import Images, Item, digests, read_source
+from .target_pattern import TargetPattern
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+Floats = npt.NDArray[np.float32]
+_BLOCK = 1024  # candidates read at a time
+
+
+class Pool:
+    """N candidates and their features [N,F], memory-mapped; made by `build` or `open`.
+
+    The features are all that the head reads of an image (aligned tokens, or the latent), or on
+    request its scores on some objectives. A folder holds one safetensors file and JSON beside it,
+    whose key names trunk, preprocessing, head and images: what is stale is refused.
+    """
+
+    def __init__(self, path: Path, index: Index, items: Items, engine: Engine | None) -> None:
+        self.path, self.index, self.items, self.engine = path, index, items, engine
+        places = layout(index).places
+        flat = np.memmap(path / DATA_FILE, np.uint8, "r")
+
+        def mapped(name: str, dtype: Any) -> Any:
+            first, shape = places[name]
+            size = math.prod(shape) * np.dtype(dtype).itemsize
+            return flat[first : first + size].view(dtype).reshape(shape)
+
+        scale = mapped("scale", np.float32) if "scale" in places else None
+        self.rows = Rows(mapped("features", STORED[index.key.dtype][1]), scale)
+        self._removed = np.zeros(index.items, dtype=bool)
+        self._removed[list(items.removed)] = True
+        self._row_of = {name: row for row, name in enumerate(items.names)}
+
+    @classmethod
+    def build(
+        cls,
+        engine: Engine,
+        source: Any,
+        *,
+        path: str | Path,
+        dtype: Dtype = "bf16",
+        project: Any = None,
+        categories: str | Path | None = None,
+        batch_size: int = 32,
+        progress: bool = False,
+    ) -> Pool:
+        """Compute the features of every candidate, or go on where a killed run stopped.
+
+        source, categories: see `pool_source.read_source`; dtype: fp32, bf16 or int8 with a factor a
+        candidate; project: objectives, of whose scores alone the pool then consists, at most 256.
+        After each batch the data are synced and then the index; the space is reserved first, and
+        with `progress` its size is printed before that.
+
+        Errors: BrainfastError for a stale pool, too little space, an unreadable image.
+        """
+        _check_dtype(dtype)
+        sources = read_source(source, categories)
+        projection = Projection(engine, project)
+        items = list_items(sources)
+        features = projection.features(Images(sources[:1])).shape[1]
+        index = make_index(projection, items, features, dtype)
+        if progress:
+            tqdm.write(describe(index))
+        build(Path(path), index, items, sources, projection, {}, batch_size, progress)
+        return cls.open(path, engine)
+
+    @classmethod
+    def open(cls, path: str | Path, engine: Engine | None = None) -> Pool:
+        """Map a finished pool; with an engine, which must be the one it was built with, it takes
+        objectives, without one templates alone."""
+        path = Path(path)
+        finish_swap(path)
+        index = read_index(path)
+        items = read_items(path, index.items)
+        if engine is not None:
+            want = engine_key(engine)
+            if index.basis:
+                weights = load_tensors(path / BASIS_FILE)["weights"]
+                want["basis_hash"] = Projection(engine, weights).hash()
+            check_key(path, index, want)
+        if not (path / DATA_FILE).is_file():
+            raise BrainfastError(
+                str(path),
+                expected=f"features of {index.items} candidates",
+                got=f"{index.done} of them",
+                remedy="build it again to go on where it stopped",
+            )
+        place = layout(index)
+        with (path / DATA_FILE).open("rb") as file:
+            header = file.read(len(place.header))
+        if (path / DATA_FILE).stat().st_size != place.size or header != place.header:
+            raise damaged(path / DATA_FILE)
+        return cls(path, index, items, engine)
+
+    def __len__(self) -> int:
+        """How many candidates, without those removed."""
+        return int((~self._removed).sum())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the candidates that are not removed."""
+        return tuple(name for name, row in self._row_of.items() if not self._removed[row])
+
+    def templates(self, objective: Any) -> tuple[Floats, Floats]:
+        """(rows [O,F], offset [O]) of objectives, or of a template that the engine made.
+
+        On a projected pool an objective must be a weighted sum of those that it was projected on.
+        """
+        if hasattr(objective, "offset") and hasattr(objective, "score"):
+            rows, offset = flat_template(objective)
+        elif self.engine is None:
+            raise BrainfastError(
+                "objective",
+                expected="a pool opened with its engine",
+                got="one without",
+                remedy="Pool.open(path, engine)",
+            )
+        elif self.index.basis:
+            rows = self._in_basis(Objective.of(objective))
+            offset = np.zeros(len(rows), np.float32)
+        else:
+            rows, offset = flat_template(Objective.of(objective).fold(self.engine))
+        if rows.shape[1] != self.index.features:
+            raise BrainfastError(
+                "template",
+                expected=f"{self.index.features} features, as the pool has",
+                got=str(rows.shape[1]),
+            )
+        return rows, offset
+
+    def score(self, objective: Any) -> Floats:  # [N,O]
+        """Scores of all candidates, in the order of their rows; of removed ones NaN.
+
+        Of a target pattern too, for which the pool may not be a projection.
+        """
+        scores: list[Floats] = []
+        if isinstance(objective, TargetPattern):
+            pattern = objective.fold(self._need_engine("pattern"))
+            scores += [pattern.score(self._aligned(block)) for block in self._blocks()]
+        else:
+            rows, offset = self.templates(objective)
+            scores += [self.rows.decoded(block) @ rows.T + offset for block in self._blocks()]
+        found = np.concatenate(scores)
+        found[self._removed] = np.nan
+        return found
+
+    def top(
+        self,
+        objective: Any,
+        k: int,
+        *,
+        exclude: Sequence[str] = (),
+        per_category: int | None = None,
+        min_distance: float = 0.0,
+    ) -> dict[str, list[Candidate]]:
+        """The k best candidates of every objective, by the objective's name; ties by row.
+
+        exclude: names of candidates, such as those shown; per_category: at most so many of one;
+        min_distance: in the space of the features, between any two of the choices. With either of
+        these the best is taken first, and then the best that may stand beside those taken. All
+        objectives are scored in one pass over the pool, and more only where a choice needs them.
+
+        Errors: BrainfastError for unknown names, and where fewer than k candidates are left.
+        """
+        out = self._removed.copy()
+        out[[self._row(name) for name in exclude]] = True
+        left = int((~out).sum())
+        if not 0 < k <= left:
+            raise BrainfastError(
+                "k",
+                expected=f"1 to {left}, the candidates that are left",
+                got=str(k),
+                remedy="exclude fewer, or ask for fewer" if left else "add candidates",
+            )
+        free = per_category is None and min_distance <= 0
+        return {
+            name: [
+                self._candidate(row, score)
+                for row, score in choose_apart(
+                    ranked, self.rows, k, self.items.categories, per_category, min_distance
+                )
+            ]
+            for name, ranked in self._ranked(objective, k, out, free)
+        }
+
+    def _ranked(
+        self, objective: Any, k: int, out: npt.NDArray[np.bool_], free: bool
+    ) -> Iterator[tuple[str, Iterator[tuple[int, float]]]]:
+        """Names of objectives and (row, score) of candidates, best first; of `free` choices k."""
+        if isinstance(objective, TargetPattern):
+            scores = np.where(out, -np.inf, self.score(objective)[:, 0])
+            order = np.argsort(-scores, kind="stable")[: int((~out).sum())]
+            yield objective.kind, ((int(row), float(scores[row])) for row in order)
+            return
+        rows, offset = self.templates(objective)
+        template = hasattr(objective, "offset")
+        names = [f"template {n}" for n in range(len(rows))]
+        lists: list[Any] = (
+            self.rows.best(rows, k, out)
+            if free
+            else [self.rows.ranked(row, k, out) for row in rows]
+        )
+        for name, some, constant in zip(
+            names if template else Objective.of(objective).names, lists, offset, strict=True
+        ):
+            yield name, _shifted(some, float(constant))
+
+    def _candidate(self, row: int, score: float) -> Candidate:
+        return Candidate(self.items.names[row], row, score, self.items.categories[row])
+
+    def _aligned(self, block: slice) -> Any:
+        if self.index.basis:
+            raise BrainfastError(
+                "pattern",
+                expected="a pool of all features",
+                got="one of scores on some objectives",
+                remedy="build a pool without a projection",
+            )
+        return unflatten(self._need_engine("pattern").head, self.rows.decoded(block))
+
+    def add(
+        self,
+        source: Any,
+        *,
+        categories: str | Path | None = None,
+        batch_size: int = 32,
+        progress: bool = False,
+    ) -> Pool:
+        """Compute further candidates into a new file, which then takes the old one's place.
+
+        Candidates that were removed are left behind. A killed run goes on when it is called again.
+        """
+        engine, sources = self._need_engine("add"), read_source(source, categories)
+        kept = np.flatnonzero(~self._removed)
+        more = list_items(sources)
+        both = set(more.names) & {self.items.names[row] for row in kept}
+        if both:
+            raise BrainfastError(
+                "source",
+                expected="new candidates",
+                got=f"{sorted(both)[0]!r}, which is in the pool",
+            )
+        items = Items(
+            names=tuple(self.items.names[row] for row in kept) + more.names,
+            categories=tuple(self.items.categories[row] for row in kept) + more.categories,
+            digests=tuple(self.items.digests[row] for row in kept) + more.digests,
+        )
+        projection = Projection(engine, self._basis_weights() if self.index.basis else None)
+        index = make_index(projection, items, self.index.features, self.index.key.dtype)
+        index = index.model_copy(update={"basis": self.index.basis})
+        rows = {"features": self.rows.features[kept]}
+        if self.rows.scale is not None:
+            rows["scale"] = self.rows.scale[kept]
+        if progress:
+            tqdm.write(describe(index))
+        build(
+            adding_folder(self.path), index, items, sources, projection, rows, batch_size, progress
+        )
+        swap_added(self.path)
+        return Pool.open(self.path, engine)
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Take candidates out of every choice from now on; their rows stay until something is
+        added."""
+        rows = [self._row(name) for name in names]
+        removed = tuple(sorted({*self.items.removed, *rows}))
+        self.items = self.items.model_copy(update={"removed": removed})
+        write_json(self.path / ITEMS_FILE, self.items.model_dump(mode="json"))
+        self._removed[rows] = True
+
+    def verify(self, source: Any = None, *, categories: str | Path | None = None) -> list[str]:
+        """What is wrong with the pool, a line each; an empty list says that it is sound.
+
+        The file is read and compared with its hash and the features looked at. With the source,
+        every image's bytes are compared with those that the pool was built from.
+        """
+        problems = []
+        if hash_file(self.path / DATA_FILE) != self.index.data_hash:
+            problems.append(f"{DATA_FILE}: bytes that were not written by the build")
+        if images_hash(self.items.digests) != self.index.key.images_hash:
+            problems.append(f"{ITEMS_FILE}: images whose hashes differ from those of the key")
+        for block in self._blocks():
+            bad = np.flatnonzero(~np.isfinite(self.rows.decoded(block)).all(axis=1))
+            names = [self.items.names[block.start + int(row)] for row in bad]
+            problems += [f"{name}: features that are not finite" for name in names]
+        if source is not None:
+            problems += self._compare(read_source(source, categories))
+        return problems
+
+    def _compare(self, sources: Sequence[Item]) -> list[str]:
+        found = dict(zip((item.name for item in sources), digests(sources), strict=True))
+        kept = {name: self.items.digests[self._row_of[name]] for name in self.names}
+        missing = [f"{name}: not in the source" for name in kept if name not in found]
+        changed = [f"{n}: other bytes" for n, old in kept.items() if found.get(n, old) != old]
+        return missing + changed + [f"{n}: not in the pool" for n in found if n not in kept]
+
+    def _in_basis(self, objective: Objective) -> Floats:  # [O,P]
+        engine = self._need_engine("this objective")
+        basis, wanted = self._basis_weights().astype(np.float64), objective.weights(engine.space)
+        found = np.linalg.lstsq(basis.T, wanted.T.astype(np.float64), rcond=None)[0].T
+        rest = np.abs(found @ basis - wanted).max(axis=1)
+        for name, error, weights in zip(objective.names, rest, wanted, strict=True):
+            if error > 1e-5 * np.abs(weights).max():
+                raise BrainfastError(
+                    "objective",
+                    expected=f"a weighted sum of {', '.join(self.index.basis)}",
+                    got=repr(name),
+                    remedy="build a pool without a projection, or with this objective in it",
+                )
+        rows: Floats = found.astype(np.float32)
+        return rows
+
+    def _basis_weights(self) -> Floats:  # [P,V]
+        return load_tensors(self.path / BASIS_FILE)["weights"]
+
+    def _blocks(self) -> Iterator[slice]:
+        for begin in range(0, self.index.items, _BLOCK):
+            yield slice(begin, min(begin + _BLOCK, self.index.items))
+
+    def _row(self, name: str) -> int:
+        if name not in self._row_of:
+            raise BrainfastError(
+                "candidate", expected=f"a name in the pool {self.path}", got=repr(name)
+            )
+        return self._row_of[name]
+
+    def _need_engine(self, what: str) -> Engine:
+        if self.engine is None:
+            raise BrainfastError(
+                what,
+                expected="a pool opened with its engine",
+                got="one without",
+                remedy="Pool.open(path, engine)",
+            )
+        return self.engine
+
+    def __repr__(self) -> str:
+        return f"Pool({self.path}, {describe(self.index)}, {len(self.items.removed)} removed)"
+
+
+def _shifted(ranked: Iterable[tuple[int, float]], constant: float) -> Iterator[tuple[int, float]]:
+    return ((row, score + constant) for row, score in ranked)
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in STORED:
+        raise BrainfastError("dtype", expected="fp32, bf16 or int8", got=repr(dtype))

@@ -1,0 +1,254 @@
+"""Filling a pool: features of every candidate, batch after batch, resumed after a kill."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from .data.token_file import locked, reserve, told_disk_errors
+from .errors import BrainfastError
+from .files import hash_arrays, hash_file, save_tensors, write_json
+from .folded import AlignedTokens, FoldedFactorTopy
+from .folded_blobgpt import Latent
+from .objective import Objective
+from .pool_file import (
+    BASIS_FILE,
+    DATA_FILE,
+    INDEX_FILE,
+    ITEMS_FILE,
+    LOCK_FILE,
+    PARTIAL_FILE,
+    Dtype,
+    Index,
+    Items,
+    Key,
+    check_key,
+    damaged,
+    encode,
+    engine_key,
+    images_hash,
+    layout,
+    read_index,
+)
+from .pool_source import Images, Item, digests
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+Floats = npt.NDArray[np.float32]
+MOST_PROJECTIONS = 256
+
+
+class Projection:
+    """What is kept of a candidate: all that the head reads, or scores on some objectives."""
+
+    def __init__(self, engine: Engine, project: Any) -> None:
+        self.engine = engine
+        self.objective = None if project is None else Objective.of(project)
+        self.weights: Floats | None = None  # [P,V]
+        self.template: Any = None
+        if self.objective is not None:
+            if len(self.objective) > MOST_PROJECTIONS:
+                raise BrainfastError(
+                    "project",
+                    expected=f"at most {MOST_PROJECTIONS} objectives",
+                    got=str(len(self.objective)),
+                )
+            self.weights = self.objective.weights(engine.space)
+            self.template = engine.template(self.weights)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the objectives."""
+        return () if self.objective is None else self.objective.names
+
+    def hash(self) -> str | None:
+        """Of the objectives and of the readout behind them."""
+        if self.weights is None:
+            return None
+        rows, offset = flat_template(self.template)
+        return hash_arrays({"weights": self.weights, "rows": rows, "offset": offset})
+
+    def features(self, images: Sequence[Any]) -> Floats:  # [B,F]
+        """Of some images; what is not finite is a BrainfastError."""
+        aligned = self.engine.head.align(self.engine.tokens(images, batch_size=len(images)))
+        rows = aligned.flat() if self.template is None else self.template.score(aligned)
+        found = np.ascontiguousarray(rows, dtype=np.float32)
+        if not np.isfinite(found).all():
+            raise BrainfastError("features", expected="finite numbers", got="NaN or infinity")
+        return found
+
+
+def flat_template(template: Any) -> tuple[Floats, Floats]:
+    """(rows [O,F], offset [O]) of a template of `folded` or `folded_blobgpt`."""
+    parts = template.tokens if hasattr(template, "tokens") else template.latent
+    return np.ascontiguousarray(parts.flat(), dtype=np.float32), np.asarray(template.offset)
+
+
+def unflatten(head: Any, features: Floats) -> Any:
+    """What a head reads of images, from its flat form [B,F]."""
+    if not isinstance(head, FoldedFactorTopy):
+        return Latent(features)
+    shape = (*head.offset_local.shape, *head.readout_grid)
+    local, global_ = np.split(features, [math.prod(shape)], axis=1)
+    return AlignedTokens(
+        np.ascontiguousarray(local).reshape(-1, *shape),
+        np.ascontiguousarray(global_).reshape(-1, *shape[:2]),
+    )
+
+
+def list_items(sources: Sequence[Item]) -> Items:
+    """Names, categories and hashes of candidates; their bytes are read."""
+    return Items(
+        names=tuple(item.name for item in sources),
+        categories=tuple(item.category for item in sources),
+        digests=tuple(digests(sources)),
+    )
+
+
+def make_index(projection: Projection, items: Items, features: int, dtype: Dtype) -> Index:
+    """The index of a pool of which nothing has been computed."""
+    key = Key(
+        **engine_key(projection.engine),
+        basis_hash=projection.hash(),
+        dtype=dtype,
+        images_hash=images_hash(items.digests),
+    )
+    return Index(key=key, items=len(items.names), features=features, done=0, basis=projection.names)
+
+
+def build(
+    folder: Path,
+    index: Index,
+    items: Items,
+    sources: Sequence[Item],
+    projection: Projection,
+    kept: dict[str, npt.NDArray[Any]],
+    batch_size: int,
+    progress: bool,
+) -> None:
+    """Make `folder` a whole pool; what an earlier call has finished is not computed again.
+
+    sources: the candidates whose features are to be computed, the last of the items; kept: stored
+    rows of those before them. The data are synced before the index that tells of them.
+    """
+    with told_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with told_disk_errors(folder), locked(folder, LOCK_FILE):
+        index = _begin(folder, index, items, projection, kept)
+        if not (folder / DATA_FILE).is_file():
+            index = _fill(folder, index, sources, projection, batch_size, progress)
+            partial = folder / PARTIAL_FILE
+            _write_index(folder, index.model_copy(update={"data_hash": hash_file(partial)}))
+            os.replace(partial, folder / DATA_FILE)
+
+
+def _begin(
+    folder: Path,
+    empty: Index,
+    items: Items,
+    projection: Projection,
+    kept: dict[str, npt.NDArray[Any]],
+) -> Index:
+    data, partial, place = folder / DATA_FILE, folder / PARTIAL_FILE, layout(empty)
+    if (folder / INDEX_FILE).exists():
+        index: Index = read_index(folder)
+        check_key(folder, index, dict(empty.key))
+        if (index.items, index.features) != (empty.items, empty.features):
+            raise damaged(folder / INDEX_FILE)
+        if data.is_file() or (partial.is_file() and partial.stat().st_size == place.size):
+            return index
+    elif data.exists():
+        raise damaged(folder / INDEX_FILE)
+    reserve(partial, place)
+    done = len(kept["features"]) if kept else 0
+    if done:
+        with partial.open("r+b", buffering=0) as file:
+            _write_rows(file, empty, 0, kept)
+            os.fsync(file.fileno())
+    if projection.weights is not None:
+        save_tensors(folder / BASIS_FILE, {"weights": projection.weights})
+    write_json(folder / ITEMS_FILE, items.model_dump(mode="json"))
+    index = empty.model_copy(update={"done": done})
+    _write_index(folder, index)
+    return index
+
+
+def _fill(
+    folder: Path,
+    index: Index,
+    sources: Sequence[Item],
+    projection: Projection,
+    batch_size: int,
+    progress: bool,
+) -> Index:
+    before = index.items - len(sources)
+    bar = tqdm(
+        desc="pool", unit="image", initial=index.done, total=index.items, disable=not progress
+    )
+    with (folder / PARTIAL_FILE).open("r+b", buffering=0) as file, bar:
+        for begin in range(index.done - before, len(sources), batch_size):
+            some = sources[begin : begin + batch_size]
+            rows = encode(projection.features(Images(some)), index.key.dtype)
+            _write_rows(file, index, before + begin, rows)
+            os.fsync(file.fileno())
+            index = index.model_copy(update={"done": before + begin + len(some)})
+            _write_index(folder, index)
+            bar.update(len(some))
+    return index
+
+
+def _write_index(folder: Path, index: Index) -> None:
+    write_json(folder / INDEX_FILE, index.model_dump(mode="json"))
+
+
+def _write_rows(file: Any, index: Index, first: int, rows: dict[str, npt.NDArray[Any]]) -> None:
+    for name, (begin, shape) in layout(index).places.items():
+        array = np.ascontiguousarray(rows[name])
+        if array.shape[1:] != shape[1:]:
+            raise BrainfastError(
+                "features", expected=f"{shape[1:]} a candidate", got=f"{array.shape[1:]}"
+            )
+        for part in _pieces(array):
+            file.seek(begin + first * array[:1].nbytes + part.start)
+            data = array.reshape(-1).view(np.uint8)[part].data
+            while data:
+                data = data[file.write(data) :]
+
+
+def _pieces(array: npt.NDArray[Any]) -> Iterator[slice]:
+    most = 1 << 26
+    for begin in range(0, array.nbytes, most):
+        yield slice(begin, min(begin + most, array.nbytes))
+
+
+def adding_folder(path: Path) -> Path:
+    """Where a pool with further candidates grows."""
+    return path.with_name(f"{path.name}.adding")
+
+
+def swap_added(path: Path) -> None:
+    """Put the pool that `adding_folder` holds in the place of the one at `path`."""
+    old = path.with_name(f"{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.rename(path, old)
+    os.rename(adding_folder(path), path)
+    shutil.rmtree(old)
+
+
+def finish_swap(path: Path) -> None:
+    """After a kill between the two renames the new pool is whole and nothing is in its place."""
+    if not path.exists() and (adding_folder(path) / DATA_FILE).is_file():
+        os.rename(adding_folder(path), path)
+    elif not (path / INDEX_FILE).is_file():
+        raise BrainfastError(
+            str(path), expected="a pool", got="no pool there", remedy="brainfast pool build"
+        )

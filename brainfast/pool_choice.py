@@ -1,0 +1,99 @@
+"""The best candidates, one at a time where they must stand apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _C
+from .errors import BrainfastError
+from .pool_file import decode
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A choice: its name, its row in the pool, its score, and its category."""
+
+    name: str
+    row: int
+    score: float
+    category: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Features of N candidates as they are stored."""
+
+    features: npt.NDArray[Any]  # [N,F]
+    scale: npt.NDArray[np.float32] | None  # [N]
+
+    def best(
+        self,
+        templates: npt.NDArray[np.float32],  # [O,F]
+        k: int,
+        exclude: npt.NDArray[np.bool_],  # [N]
+    ) -> list[list[tuple[int, float]]]:
+        """(row, score) of the k best of every template, best first; fewer where fewer have a
+        finite score. The features are read once."""
+        scores, rows = _C.score_topk(self.features, templates, k, exclude, scale=self.scale)
+        return [
+            [(row, score) for row, score in zip(*pair, strict=True) if row >= 0]
+            for pair in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def decoded(self, rows: npt.NDArray[np.int64] | slice) -> npt.NDArray[np.float32]:
+        """Some candidates' features as float32."""
+        return decode(self.features[rows], None if self.scale is None else self.scale[rows])
+
+    def ranked(
+        self,
+        template: npt.NDArray[np.float32],  # [F]
+        k: int,
+        exclude: npt.NDArray[np.bool_],  # [N]
+    ) -> Iterator[tuple[int, float]]:
+        """All candidates, best first; more than k are ranked as they are asked for."""
+        left, done, count = int((~exclude).sum()), 0, k
+        while done < left:
+            count = min(left, max(count, 4 * done))
+            found = self.best(template[None], count, exclude)[0]
+            yield from found[done:]
+            if len(found) < count:
+                return
+            done = count
+
+
+def choose_apart(
+    ranked: Iterable[tuple[int, float]],
+    rows: Rows,
+    k: int,
+    categories: Sequence[str],
+    per_category: int | None,
+    min_distance: float,
+) -> list[tuple[int, float]]:
+    """(row, score) of k candidates: each the best that may stand beside those before it."""
+    chosen: list[tuple[int, float]] = []
+    counts: Counter[str] = Counter()
+    taken: list[npt.NDArray[np.float32]] = []
+    for row, score in ranked:
+        if per_category is not None and counts[categories[row]] >= per_category:
+            continue
+        if min_distance > 0:
+            here = rows.decoded(np.array([row]))[0]
+            if any(float(np.linalg.norm(here - other)) < min_distance for other in taken):
+                continue
+            taken.append(here)
+        counts[categories[row]] += 1
+        chosen.append((row, score))
+        if len(chosen) == k:
+            return chosen
+    raise BrainfastError(
+        "k",
+        expected=f"at most {len(chosen)}, which the constraints and finite scores leave",
+        got=str(k),
+        remedy="loosen per_category or min_distance, or ask for fewer",
+    )
