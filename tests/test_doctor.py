@@ -35,12 +35,12 @@ def test_every_fact_is_one_line(report, capsys):
 def test_the_report_says_which_kernels_a_gpu_would_run(report, monkeypatch):
     built = hasattr(_C, "CudaFactorReadout")
     assert ("factor_readout" in report["gpu"]["kernels"]) == built
-    for name in [name for name in vars(_C) if name.startswith("Cuda")]:
+    for name in [name for name in vars(_C) if name.startswith(("Cuda", "cuda_score"))]:
         monkeypatch.delattr(_C, name)
     kernels = doctor.diagnose()["gpu"]["kernels"]
     assert "none in this build" in kernels
     assert kernels.endswith(f"in the source folder: {machine.ADD_CUDA_KERNELS}")
-    for name in ("CudaVertexEmbed", "CudaFactorReadout", "CudaScoreTopk"):
+    for name in ("CudaVertexEmbed", "CudaFactorReadout", "cuda_score_topk"):
         monkeypatch.setattr(_C, name, object, raising=False)
     kernels = doctor.diagnose()["gpu"]["kernels"]
     assert kernels.startswith("factor_readout, score_topk, vertex_embed: on a GPU each is compared")
