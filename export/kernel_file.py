@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .. import _C
 from ..errors import BrainfastError
+from ..machine import ADD_CUDA_KERNELS
 
 PTX_FILE = "factor_readout.ptx"  # beside brainfast._C
 
@@ -18,6 +19,6 @@ def kernel_ptx() -> bytes:
             PTX_FILE,
             expected="the kernel that a build with nvcc puts beside brainfast._C",
             got="a build without it",
-            remedy="put nvcc on PATH and install brainfast again, or use readout='operators'",
+            remedy=f"in the source folder: {ADD_CUDA_KERNELS}; or use readout='operators'",
         )
     return path.read_bytes()

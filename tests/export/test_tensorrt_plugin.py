@@ -99,7 +99,9 @@ def test_a_launch_from_registration_to_kernel(layer, ptx, index, kernel):
 def test_a_build_without_the_kernel_says_so_before_anything_is_registered(layer, monkeypatch):
     _, plugins = layer
     monkeypatch.setattr(kernel_file, "_C", SimpleNamespace(__file__="/nowhere/_C.so"))
-    with pytest.raises(BrainfastError, match=r"factor_readout.ptx: .*; put nvcc on PATH"):
+    with pytest.raises(
+        BrainfastError, match=r"factor_readout.ptx: .*; in the source folder: BRAIN"
+    ):
         register_readout(plugins)
     assert not fake_tensorrt.CREATORS
 
