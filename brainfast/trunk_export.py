@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 OPSET = 20
 EXTERNAL_BYTES = 1_800_000_000  # protobuf holds 2 GiB at most, graph and weights together
 FORMAT = "brainfast-trunk"
+TORCH_REMEDY = "use runtime='torch'"
 
 
 def export_trunk(trunk: Trunk, path: str | Path) -> None:
@@ -89,9 +90,14 @@ def to_onnx(
             what,
             expected="a model that torch exports to ONNX",
             got=str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__,
-            remedy="use runtime='torch'",
+            remedy=TORCH_REMEDY,
         ) from error
     assert program is not None
+    batch = program.model.graph.inputs[0].shape
+    if batch is None or isinstance(batch[0], int):  # torch may fix it without a word
+        raise BrainfastError(
+            what, expected="a model of any batch", got="one of a fixed batch", remedy=TORCH_REMEDY
+        )
     return program.model
 
 

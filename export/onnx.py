@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -96,6 +97,7 @@ def export_onnx(
         graph_model.metadata_props.update(to_metadata(encoder.card, about))
         save_model(graph_model, written, _digest(encoder, about))
         onnx.checker.check_model(str(written), full_check=True)
+    _remove_old_weights(path, _digest(encoder, about))
     if isinstance(model, str | Path):
         encoder.card.write(Path(model))
     return Exported(path, about, tuple(cards))
@@ -170,6 +172,15 @@ def _about(
 def _digest(encoder: AnyEncoder, about: ExportAbout) -> str:
     text = encoder.card.model_hash + about.model_dump_json()
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _remove_old_weights(path: Path, digest: str) -> None:
+    """Weights beside the file that an older export of this name left."""
+    ours = re.compile(re.escape(path.name) + r"\.([0-9a-f]{12})\.data")
+    for beside in path.parent.iterdir():
+        found = ours.fullmatch(beside.name)
+        if found and found[1] != digest[:12]:
+            beside.unlink()
 
 
 def _runner(graph: ExportGraph, path: Path) -> tuple[str, Run]:

@@ -94,6 +94,17 @@ def test_export_is_one_checked_file_of_opset_20(exported):
     assert json.loads(metadata["layers"]) == list(LAYERS)
 
 
+def test_a_batch_that_torch_fixes_is_not_exported():
+    class Fixed(torch.nn.Module):
+        def forward(self, pixels):
+            return pixels.reshape(len(pixels), -1) * len(pixels)
+
+    with pytest.raises(BrainfastError, match="it: expected a model of any batch, got one of a fix"):
+        trunk_export.to_onnx(
+            Fixed(), torch.zeros(2, 3), input_name="pixels", output_names=["out"], what="it"
+        )
+
+
 def test_tokens_of_onnx_lie_in_its_own_memory_up_to_the_head(exported, monkeypatch):
     """Nothing is copied between ONNX Runtime's outputs and what the compiled head reads."""
     trunk, path = exported

@@ -180,7 +180,10 @@ def test_half_precision_is_the_trunks_and_its_drift_is_measured(
 def test_big_weights_go_to_a_file_beside(one, photographs, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(trunk_export, "EXTERNAL_BYTES", 1000)
     path = tmp_path / "it.onnx"
+    for older in ("it.onnx.0123456789ab.data", "other.onnx.0123456789ab.data"):
+        (tmp_path / older).touch()
     export_onnx(one, path, source=SOURCE, images=list(photographs))
+    (tmp_path / "other.onnx.0123456789ab.data").unlink()
     beside = [name for name in os.listdir(tmp_path) if name != "it.onnx"]
     assert len(beside) == 1
     assert beside[0].startswith("it.onnx.")
