@@ -198,8 +198,11 @@ class Scoring {
         task.parts = parts_;
         task.sums = sums + row * task.objectives;
         set_features(task, first + row, begin, copies);
-        if (row + 2 * kernels_.max_rows <= rows) {
-          set_ahead(task, first + row + kernels_.max_rows, begin);
+        const std::int64_t next = row + kernels_.max_rows;
+        if (next < rows) {
+          set_ahead(task, first + next, rows - next, begin);
+        } else if (begin + kChunk < pool_.features) {
+          set_ahead(task, first, rows, begin + kChunk);
         }
         kernels_.score(task);
       }
@@ -230,9 +233,9 @@ class Scoring {
     task.feature_stride = task.steps;
   }
 
-  void set_ahead(ScoreTask& task, std::int64_t row, std::int64_t begin) const {
+  void set_ahead(ScoreTask& task, std::int64_t row, std::int64_t rows, std::int64_t begin) const {
     task.ahead = reinterpret_cast<const char*>(place(row, begin));
-    task.ahead_bytes = std::min(kChunk, pool_.features - begin) * feature_bytes_;
+    task.ahead_rows = std::min<std::int64_t>(kernels_.max_rows, rows);
     task.ahead_stride = pool_.features * feature_bytes_;
   }
 

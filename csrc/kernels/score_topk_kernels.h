@@ -19,9 +19,9 @@ struct ScoreTask {
   const void* templates;        // packed
   int parts;                    // of the templates: 2 with the low halves of bf16x3
   float* sums;                  // [rows, O]; what this chunk gives is added
-  // Bytes that a later task reads, to be fetched beside the arithmetic; or null.
-  const char* ahead;  // [rows, ahead_bytes], ahead_stride apart
-  std::int64_t ahead_bytes, ahead_stride;
+  // Rows of as many bytes that a later task reads, to be fetched beside the arithmetic.
+  const char* ahead;
+  std::int64_t ahead_rows, ahead_stride;  // none, or bytes from row to row
 };
 
 // For one kind of features.

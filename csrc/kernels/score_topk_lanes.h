@@ -108,12 +108,19 @@ BRAINFAST_INLINE void add_step(typename M::Vector (&sum)[Rows][Columns],
   }
 }
 
+// Rows that a later task reads are fetched beside the arithmetic, a little in every step: all at
+// once they would stand in the way of the templates.
 template <class M, int Rows, int Columns>
-__attribute__((noinline)) void score_tile(const ScoreTask& task, int64_t objective) {
+__attribute__((noinline)) void score_tile(const ScoreTask& task, int64_t objective,
+                                          const char* ahead, int64_t ahead_rows) {
   typename M::Vector sum[Rows][Columns] = {};
   const auto* const x = static_cast<const typename M::Feature*>(task.features);
   const auto* w = static_cast<const typename M::Template*>(task.templates) + objective * task.steps;
   for (int64_t step = 0; step < task.steps; step += M::kStep, w += Columns * M::kStep) {
+    for (int64_t r = 0; r < ahead_rows; ++r) {
+      const auto offset = step * static_cast<int64_t>(sizeof(typename M::Feature));
+      __builtin_prefetch(ahead + r * task.ahead_stride + offset, 0, 2);
+    }
     add_step<M, 0>(sum, x + step, task.feature_stride, w);
   }
   constexpr int kSums = (Rows * Columns + 3) / 4 * 4;
@@ -132,27 +139,20 @@ __attribute__((noinline)) void score_tile(const ScoreTask& task, int64_t objecti
   }
 }
 
-// The share of the bytes ahead that belongs to these objectives.
-BRAINFAST_INLINE void fetch_ahead(const ScoreTask& task, int64_t objective, int64_t columns) {
-  constexpr int64_t kLine = 64;
-  if (!task.ahead) return;
-  const int64_t lines = (task.ahead_bytes + kLine - 1) / kLine;
-  const int64_t begin = lines * objective / task.objectives;
-  const int64_t end = lines * (objective + columns) / task.objectives;
-  for (int64_t row = 0; row < task.rows; ++row) {
-    const char* const from = task.ahead + row * task.ahead_stride;
-    for (int64_t line = begin; line < end; ++line) __builtin_prefetch(from + line * kLine);
-  }
-}
-
+// Every tile of objectives fetches its share of the rows ahead.
 template <class M>
 void score(const ScoreTask& task) {
-  for (int64_t objective = 0; objective < task.objectives; objective += M::kMaxColumns) {
-    const int64_t columns = smaller(M::kMaxColumns, task.objectives - objective);
-    fetch_ahead(task, objective, columns);
+  const int64_t tiles = (task.objectives + M::kMaxColumns - 1) / M::kMaxColumns;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t objective = tile * M::kMaxColumns;
+    const int64_t first = task.ahead_rows * tile / tiles;
+    const int64_t count = task.ahead_rows * (tile + 1) / tiles - first;
+    const char* const ahead = task.ahead + first * task.ahead_stride;
     with_count<M::kMaxRows>(task.rows, [&](auto rows) {
       with_count<M::kMaxColumns>(
-          columns, [&](auto count) { score_tile<M, rows.value, count.value>(task, objective); });
+          smaller(M::kMaxColumns, task.objectives - objective), [&](auto columns) {
+            score_tile<M, rows.value, columns.value>(task, objective, ahead, count);
+          });
     });
   }
 }
