@@ -18,7 +18,7 @@ from .machine import usable_cores
 from .resize_weights import sampling_weights
 
 if TYPE_CHECKING:
-    from .preprocessing import Preprocessing as Preprocessing
+    from .preprocessing import Preprocessing
 
 T = TypeVar("T")
 Bytes = npt.NDArray[np.uint8]
@@ -35,15 +35,6 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-
-
-def __getattr__(name: str) -> Any:
-    """`Preprocessing` brings pydantic, which decoding does without: it comes when asked for."""
-    if name != "Preprocessing":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .preprocessing import Preprocessing
-
-    return Preprocessing
 
 
 def as_images(images: Any, name: str = "images") -> list[Bytes]:

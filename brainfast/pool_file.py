@@ -18,7 +18,7 @@ from .data.token_file import Layout
 from .errors import BrainfastError
 from .files import hash_arrays, read_json
 from .folded import FoldedFactorTopy
-from .images import Preprocessing
+from .preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from .engine import Engine

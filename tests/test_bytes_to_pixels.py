@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from brainfast.bytes_to_pixels import BytesToPixels
-from brainfast.images import Preprocessing, preprocess
+from brainfast.images import preprocess
+from brainfast.preprocessing import Preprocessing
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

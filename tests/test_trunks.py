@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from brainfast.card import TrunkConfig
 from brainfast.errors import BrainfastError
-from brainfast.images import Preprocessing, preprocess
+from brainfast.images import preprocess
+from brainfast.preprocessing import Preprocessing
 from brainfast.trunks import Trunk, strict_fp32
 
 VIT = "vit_tiny_patch16_224"

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..images import Preprocessing, as_images, preprocess
+from ..images import as_images, preprocess
 from ..machine import usable_cores
+from ..preprocessing import Preprocessing
 from ..tokens import Tokens
 from .examples import Sampler
 

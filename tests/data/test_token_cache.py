@@ -21,7 +21,8 @@ from brainfast.card import TrunkConfig
 from brainfast.data import token_file
 from brainfast.data.token_cache import TokenCache
 from brainfast.errors import BrainfastError
-from brainfast.images import Preprocessing, iter_pixels
+from brainfast.images import iter_pixels
+from brainfast.preprocessing import Preprocessing
 from brainfast.tokens import Tokens, downsample
 from brainfast.trunks import Trunk
 
