@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .errors import BrainfastError
     from .group_encoder import GroupEncoder
     from .group_engine import GroupEngine
+    from .loop import Choice, Session
     from .objective import Objective
     from .pool import Pool
     from .response import Response
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BrainfastError",
+    "Choice",
     "Encoder",
     "Engine",
     "GroupEncoder",
@@ -40,6 +42,7 @@ __all__ = [
     "Objective",
     "Pool",
     "Response",
+    "Session",
     "TargetPattern",
     "add_subject",
     "data",
@@ -50,6 +53,7 @@ __all__ = [
 
 _HOME = {
     "BrainfastError": "errors",
+    "Choice": "loop",
     "Encoder": "encoder",
     "Engine": "engine",
     "GroupEncoder": "group_encoder",
@@ -57,6 +61,7 @@ _HOME = {
     "Objective": "objective",
     "Pool": "pool",
     "Response": "response",
+    "Session": "loop",
     "TargetPattern": "target_pattern",
     "add_subject": "training",
     "fit": "training",

@@ -13,6 +13,7 @@ from .cli_bench import bench
 from .cli_captions import captions
 from .cli_export import export
 from .cli_import import import_model
+from .cli_loop import rehearse, replay
 from .cli_options import Json, ModelFolder, Part, What, check_sole
 from .cli_pool import app as pool_app
 from .cli_pool import select
@@ -55,6 +56,8 @@ app.command()(captions)
 app.command(name="import")(import_model)
 app.command()(evaluate)
 app.command()(predict)
+app.command()(rehearse)
+app.command()(replay)
 app.command()(export)
 app.command()(select)
 app.add_typer(pool_app, name="pool")

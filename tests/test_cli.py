@@ -13,7 +13,10 @@ from PIL import Image
 from brainfast.card import Card
 from command_line import HOW, RECIPE, TRUNK, V, assert_one_line, brainfast, files_in
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "map", "bench", "doctor")
+COMMANDS = (
+    *("demo", "train", "adapt", "captions", "import", "evaluate", "predict", "map", "export"),
+    *("pool", "select", "rehearse", "replay", "bench", "doctor"),
+)
 
 
 def test_help_lists_the_commands():

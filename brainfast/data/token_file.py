@@ -199,7 +199,7 @@ def damaged(path: Path) -> BrainfastError:
 def _raise_no_space(folder: Path, size: int, free: int) -> NoReturn:
     raise BrainfastError(
         str(folder),
-        expected=f"{size / 1e9:.3g} GB of free space for the tokens",
+        expected=f"{size / 1e9:.3g} GB of free space",
         got=f"{free / 1e9:.3g} GB",
         remedy="free some space, choose another folder, or dtype='bf16'",
     )

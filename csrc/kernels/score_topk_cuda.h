@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "factor_readout_cuda.h"
+#include "cuda_call.h"
 #include "score_topk.h"
 
 namespace brainfast::cuda {

@@ -1,0 +1,190 @@
+"""`brainfast rehearse` and `brainfast replay`: a session against nobody, and a session again."""
+
+from __future__ import annotations
+
+import json
+import math
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .cli_options import Json, check_sole, image_paths
+from .errors import BrainfastError
+from .files import check_writable
+
+if TYPE_CHECKING:
+    from .loop import Replayed
+    from .loop.rehearse import Rehearsed
+    from .loop.subject import World
+
+
+class StrategyName(StrEnum):
+    """How the next image is chosen."""
+
+    greedy = "greedy"
+    ucb = "ucb"
+    thompson = "thompson"
+    explore = "explore"
+    random = "random"
+
+
+def rehearse(
+    model: Annotated[
+        Path | None, typer.Argument(help="Model folder, as `train` writes it.")
+    ] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="Candidates: image files, or folders of them.")
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="A made-up model and 2,000 made-up images: seconds.")
+    ] = False,
+    objective: Annotated[
+        str, typer.Option(help="Regions, e.g. 'FFA - PPA' or 'mean(V1v) + 0.5*EBA'.")
+    ] = "FFA - PPA",
+    subject: Annotated[str | None, typer.Option(help="Of a model of several.")] = None,
+    ncsnr: Annotated[
+        Path | None, typer.Option(help="Folder with {lh,rh}.ncsnr files: sets the noise.")
+    ] = None,
+    strategy: Annotated[StrategyName, typer.Option(help="Of choosing.")] = StrategyName.greedy,
+    kappa: Annotated[float, typer.Option(min=0, help="Standard deviations that ucb adds.")] = 1.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Trials of an image at most.")] = 1,
+    deadline_ms: Annotated[float, typer.Option(help="Of every choice.")] = 20.0,
+    trials: Annotated[int, typer.Option(min=1)] = 100,
+    interval_s: Annotated[float, typer.Option(help="Between two onsets.")] = 4.0,
+    jitter_s: Annotated[float, typer.Option(min=0, help="Of every onset.")] = 0.3,
+    tr_s: Annotated[float, typer.Option(help="Between two volumes.")] = 1.6,
+    dropped: Annotated[float, typer.Option(min=0, help="Share of volumes that are lost.")] = 0.02,
+    model_error: Annotated[
+        float, typer.Option(min=0, help="Of the model, over the spread of its predictions.")
+    ] = 1.0,
+    speed: Annotated[
+        float, typer.Option(help="1 is the scanner's pace, inf does not wait for it.")
+    ] = math.inf,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    log: Annotated[Path | None, typer.Option(help="JSONL log to write, a new file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG to draw.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a session against a simulated subject: regret, lateness, and the time of every stage."""
+    if demo == (model is not None) or (model is None) == bool(images):
+        raise BrainfastError("rehearse", expected="MODEL and --images, or --demo", got="neither")
+    for path in filter(None, (log, out)):
+        check_writable(path.resolve().parent)
+    from .loop import Session
+    from .loop.made_up import made_up_world
+    from .loop.rehearse import Schedule, rehearse
+    from .loop.subject import SimulatedSubject
+
+    schedule = Schedule(trials, interval_s, jitter_s, tr_s, dropped)
+    schedule.check()
+    if model is None:
+        world = made_up_world(objective, seed=seed)
+    else:
+        world = _world(model, image_paths(images or []), objective, subject, ncsnr)
+    person = SimulatedSubject(world, model_error=model_error, seed=seed)
+    with Session(
+        world.pool,
+        world.objective,
+        deadline_ms=deadline_ms,
+        strategy=strategy.value,
+        kappa=kappa,
+        repeats=repeats,
+        seed=seed,
+        ceiling=world.ceiling,
+        log=log,
+    ) as session:
+        run = rehearse(session, person, schedule, speed=speed, seed=seed)
+    if out is not None:
+        from .loop.rehearsal_plot import plot
+
+        plot(run, out)
+    typer.echo(json.dumps(run.summary(), indent=2) if as_json else "\n".join(_lines(run)))
+
+
+def replay(
+    log: Annotated[Path, typer.Argument(help="JSONL log of a session.")],
+    pool: Annotated[
+        Path | None, typer.Option(help="Check that the session was run with this pool.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Recompute every choice of a log: the same to the last bit, or where it first differs."""
+    from .loop import replay as replay_log
+    from .pool import Pool
+
+    found = replay_log(log, None if pool is None else Pool.open(pool))
+    if as_json:
+        typer.echo(json.dumps(_replay_values(found), indent=2))
+    else:
+        typer.echo(_replay_line(log, found))
+    if found.difference is not None:
+        raise BrainfastError(
+            f"{log} line {found.difference.line}",
+            expected=f"{found.difference.field} {found.difference.logged!r}, as logged",
+            got=repr(found.difference.computed),
+            remedy=_remedy(found),
+        )
+
+
+def _world(
+    model: Path, paths: list[Path], objective: str, subject: str | None, ncsnr: Path | None
+) -> World:
+    from .card import Card
+    from .engine import Engine
+    from .loop.subject import model_world
+
+    card = Card.read(model)
+    check_sole(card, subject)
+    engine = Engine.load(model, subject=subject)
+    ceiling: Any = None
+    if ncsnr is not None:
+        from .data.ceilings import read_ceiling
+
+        ceiling, _, _ = read_ceiling(ncsnr, engine.space, ncsnr, (1, 0, 0))
+    return model_world(engine, paths, objective, ceiling)
+
+
+def _lines(run: Rehearsed) -> list[str]:
+    about = run.summary()
+    lines = [
+        f"{about['objective']}, {about['strategy']}: {about['trials']} trials,"
+        f" {about['lost_trials']} lost to dropped volumes,"
+        f" {100 * about['late_share']:.1f} % late (deadline {about['deadline_ms']:g} ms)",
+        f"mean regret {about['mean_regret']:.3f} z against the best image left;"
+        f" model alone {about['mean_regret_of_model_alone']:.3f},"
+        f" random {about['mean_regret_of_random']:.3f}",
+    ]
+    for name, times in about["stages_ms"].items():
+        lines.append(f"{name:7} p50 {times['p50']:8.3f} ms   p99 {times['p99']:8.3f} ms")
+    return lines
+
+
+def _replay_line(log: Path, found: Replayed) -> str:
+    torn = f", a torn last line of {found.torn_bytes} bytes left out" if found.torn_bytes else ""
+    outcome = "reproduced to the last bit"
+    if found.difference is not None:
+        outcome = f"reproduced up to line {found.difference.line}"
+    return (
+        f"{log}: {found.choices} choices ({found.late} late), {found.told} told,"
+        f" {found.skipped} skipped, resumed {found.resumed} times{torn}: {outcome}"
+    )
+
+
+def _replay_values(found: Replayed) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {**asdict(found), "versions": dict(found.versions)}
+
+
+def _remedy(found: Replayed) -> str:
+    from .loop.session import versions
+
+    here = versions()
+    other = [
+        f"{name} {was} then, {here.get(name)} now"
+        for name, was in found.versions.items()
+        if here.get(name) != was
+    ]
+    return ", ".join(other) or "versions and processor are the same: the log was altered"

@@ -1,0 +1,145 @@
+"""Measured volumes and betas, as a session's model takes them: one response of the objective."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+
+from ..errors import BrainfastError
+
+DEFAULT_CEILING = 0.3  # of a vertex about which nothing is known; data correct it
+NOISE_CORRELATION = 0.2
+
+
+class Measurement(NamedTuple):
+    """The objective's response, and its noise variance over that of a whole measurement."""
+
+    response: float
+    relative_noise: float
+
+
+def project(
+    volume: NDArray[np.floating[Any]],  # [X,Y,Z]
+    matrix: scipy.sparse.sparray | scipy.sparse.spmatrix,  # [V,X*Y*Z]
+) -> NDArray[np.float32]:
+    """values_v = sum_i matrix[v,i] * volume.reshape(-1)[i], float32 [V].
+
+    Voxels are counted in C order, the last axis fastest. NaN at vertices whose row is empty (they
+    lie outside the volume) or that read a voxel which is NaN.
+    """
+    volume = np.asarray(volume)
+    given = scipy.sparse.csr_array(matrix, copy=True)
+    if volume.ndim != 3 or given.shape[1] != volume.size:
+        raise BrainfastError(
+            "project",
+            expected="a volume [X,Y,Z] and a sparse matrix [V,X*Y*Z]",
+            got=f"{list(volume.shape)} and {list(given.shape)}",
+        )
+    given.eliminate_zeros()  # a stored 0 would read a NaN voxel
+    values = np.asarray(given @ volume.reshape(-1).astype(np.float64))
+    values[np.diff(given.indptr) == 0] = np.nan
+    return values.astype(np.float32)
+
+
+def check_betas(measured: Any, V: int) -> NDArray[np.float32]:
+    """Betas float32 [V], NaN where nothing was measured; wrong ones are a BrainfastError."""
+    given = np.asarray(measured)
+    if given.ndim != 1 or given.shape != (V,) or given.dtype.kind not in "fiu":
+        raise BrainfastError(
+            "measured",
+            expected=f"z-scored betas [{V}], one for each vertex of this session's subject",
+            got=f"{given.dtype} {list(given.shape)}",
+            remedy="give the betas of this subject, in the engine's vertices",
+        )
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes an infinity
+        betas = given.astype(np.float32)
+    if np.isinf(betas).any():
+        raise BrainfastError(
+            "measured",
+            expected="finite betas, or NaN",
+            got=f"{int(np.isinf(betas).sum())} infinite",
+        )
+    if np.isnan(betas).all():
+        raise BrainfastError(
+            "measured",
+            expected="a beta at one vertex at least",
+            got="NaN at all of them",
+            remedy="skip(choice) gives up a lost trial",
+        )
+    return betas
+
+
+def measure(
+    betas: NDArray[np.float32],  # [V]
+    weights: NDArray[np.float32],  # [V]
+    noise: NDArray[np.float64],  # [V]
+) -> Measurement:
+    """response = sum_v weights_v * betas_v.
+
+    Where betas are NaN, the weights of those that are there grow so that both the positive and the
+    negative ones keep their sums: the mean of a region stays a mean. The relative noise says what
+    that costs. A side that nothing was measured of is a BrainfastError.
+
+    noise: variance of a trial's noise at every vertex, see `noise_variance`
+    """
+    whole = weights.astype(np.float64)
+    there = np.isfinite(betas)
+    kept = np.where(there, whole, 0.0)
+    for side in (whole > 0, whole < 0):
+        if side.any() and not kept[side].any():
+            raise BrainfastError(
+                "measured",
+                expected="a beta at one vertex at least of each side of the objective",
+                got="NaN at all of them",
+                remedy="skip(choice) gives up a lost trial",
+            )
+        if not there[side].all():
+            kept[side] *= whole[side].sum() / kept[side].sum()
+    response = float(np.einsum("v,v->", kept, np.where(there, betas, 0.0).astype(np.float64)))
+    if there[whole != 0].all():
+        return Measurement(response, 1.0)
+    relative = noise_variance(kept, noise) / noise_variance(whole, noise)
+    return Measurement(response, relative)
+
+
+def vertex_noise(
+    ceiling: NDArray[np.floating[Any]] | None,  # [V]
+    V: int,
+) -> NDArray[np.float64]:
+    """Variance 1 - ceiling of a single trial's noise at every vertex, in units of z-scored betas.
+
+    ceiling: noise ceilings of single trials as fractions; 0.3 everywhere without; NaN counts as 0
+    """
+    if ceiling is None:
+        return np.full(V, 1.0 - DEFAULT_CEILING)
+    given = np.asarray(ceiling)
+    share = np.nan_to_num(given.astype(np.float64)) if given.dtype.kind in "fiu" else given
+    if given.shape != (V,) or share.dtype.kind != "f" or (share < 0).any() or (share > 1).any():
+        raise BrainfastError(
+            "ceiling",
+            expected=f"noise ceilings of single trials [{V}] as fractions, 0 to 1",
+            got=f"{given.dtype} {list(given.shape)}",
+            remedy="divide a ceiling in percent by 100",
+        )
+    # A ceiling of 1 would make a trial certain.
+    return np.maximum(1.0 - share, 1e-3)
+
+
+def noise_variance(
+    weights: NDArray[np.float64],  # [V]
+    noise: NDArray[np.float64],  # [V]
+) -> float:
+    """Variance of the objective's noise: (1-c) sum (w sd)^2 + c sum_sides (sum w sd)^2, c = 0.2.
+
+    c is the correlation assumed between the noise of two vertices on the same side of the objective
+    (weights of the same sign): neighbours' noise does not average out. None is assumed between the
+    sides, so a contrast is not believed to cancel any.
+    """
+    scaled = weights * np.sqrt(noise)
+    own = float(np.einsum("v,v->", scaled, scaled))
+    sides = [float(np.einsum("v->", part)) for part in (scaled.clip(min=0), scaled.clip(max=0))]
+    common = sum(side**2 for side in sides)
+    return (1.0 - NOISE_CORRELATION) * own + NOISE_CORRELATION * common

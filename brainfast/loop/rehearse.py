@@ -1,0 +1,263 @@
+"""A whole session against a simulated subject, at the pace of a scanner."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln
+
+from ..errors import BrainfastError
+from .clock import ExperimentClock
+from .session import Choice, Session
+from .subject import SimulatedSubject
+
+Floats = NDArray[np.float64]
+
+RESPONSE_S = 24.0  # of a haemodynamic response that is looked at
+ENOUGH = 0.95  # of its energy: then a beta can be estimated
+LOST_BELOW = 0.5  # of its energy recorded
+RANDOM_RUNS = 20
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The pace of an experiment, in seconds.
+
+    trials: how many, one every `interval_s` and up to `jitter_s` later; tr_s: between volumes, of
+    which the share `dropped` never arrives; processing_s: from the last volume needed to the beta
+    """
+
+    trials: int = 60
+    interval_s: float = 4.0
+    jitter_s: float = 0.3
+    tr_s: float = 1.6
+    dropped: float = 0.02
+    processing_s: float = 0.5
+
+    def check(self) -> None:
+        """Refuse what is no experiment."""
+        good = self.trials >= 1 and self.interval_s > 0 and self.tr_s > 0
+        good = good and self.jitter_s >= 0 and self.processing_s >= 0 and 0 <= self.dropped < 1
+        if not good:
+            raise BrainfastError(
+                "schedule",
+                expected="trials of 1 or more, times above 0, dropped from 0 to below 1",
+                got=str(self),
+            )
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """When the beta of a trial is there, and the share of its response that was recorded."""
+
+    seconds: float
+    kept: float
+
+
+@dataclass(frozen=True)
+class Played:
+    """One trial of a rehearsal. true: noiseless; best: of all that could still be shown.
+
+    measured: the objective's response in the betas, None where the trial was lost
+    """
+
+    choice: Choice
+    onset_s: float
+    true: float
+    best: float
+    measured: float | None = None
+
+    @property
+    def regret(self) -> float:
+        """What a better choice would have gained."""
+        return self.best - self.true
+
+    @property
+    def within(self) -> bool | None:
+        """Whether the measurement was within a standard deviation of the prediction."""
+        score, sd = self.choice.score, self.choice.uncertainty
+        if self.measured is None or score is None or sd is None:
+            return None
+        return abs(self.measured - score) < sd
+
+
+@dataclass(frozen=True, eq=False)
+class Rehearsed:
+    """What happened. random_regret [runs,trials]: of choosing at random, other seeds.
+
+    model_regret [trials]: of the model as it was before the first measurement
+    """
+
+    objective: str
+    strategy: str
+    deadline_ms: float
+    played: tuple[Played, ...]
+    random_regret: Floats
+    model_regret: Floats
+    stages: Mapping[str, Sequence[float]]
+
+    @property
+    def regret(self) -> Floats:
+        """Regret of every trial."""
+        return np.array([trial.regret for trial in self.played])
+
+    def _within(self) -> float | None:
+        """Share of such measurements; of a calibrated model 0.68."""
+        inside = [trial.within for trial in self.played if trial.within is not None]
+        return float(np.mean(inside)) if inside else None
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers for a script; times in milliseconds."""
+        lost = sum(trial.measured is None for trial in self.played)
+        percentiles = {
+            name: dict(zip(("p50", "p99"), _milliseconds(seconds), strict=True))
+            for name, seconds in self.stages.items()
+            if len(seconds)
+        }
+        return {
+            "objective": self.objective,
+            "strategy": self.strategy,
+            "trials": len(self.played),
+            "lost_trials": lost,
+            "within_one_sd": self._within(),
+            "late_share": float(np.mean([trial.choice.late for trial in self.played])),
+            "deadline_ms": self.deadline_ms,
+            "mean_regret": float(self.regret.mean()),
+            "mean_regret_of_model_alone": float(self.model_regret.mean()),
+            "mean_regret_of_random": float(self.random_regret.mean()),
+            "stages_ms": percentiles,
+        }
+
+
+def double_gamma(seconds: Floats) -> Floats:
+    """t^5 e^-t / 5! - t^15 e^-t / (6 * 15!), the canonical haemodynamic response (SPM)."""
+    t = np.maximum(seconds, 1e-12)
+    peak = np.exp(5 * np.log(t) - t - gammaln(6))
+    dip = np.exp(15 * np.log(t) - t - gammaln(16))
+    return np.where(seconds > 0, peak - dip / 6, 0.0)
+
+
+def arrival(onset_s: float, schedule: Schedule, lost: NDArray[np.bool_]) -> Arrival:
+    """When the volumes that hold 95 % of a trial's response are there.
+
+    lost: whether each volume of the experiment was dropped; volume k is recorded at k * tr_s
+    """
+    volumes = np.arange(len(lost))
+    times: Floats = volumes.astype(np.float64) * schedule.tr_s - onset_s
+    energy = double_gamma(times) ** 2 * (times < RESPONSE_S)
+    running = np.cumsum(energy) / energy.sum()
+    last = int(np.searchsorted(running, ENOUGH))
+    needed = volumes <= last
+    kept = float(energy[needed & ~lost].sum() / energy[needed].sum())
+    return Arrival(last * schedule.tr_s + schedule.processing_s, kept)
+
+
+def rehearse(
+    session: Session,
+    subject: SimulatedSubject,
+    schedule: Schedule,
+    *,
+    speed: float = math.inf,
+    seed: int = 0,
+) -> Rehearsed:
+    """Show, measure and tell at the times of the schedule; `session` is left open.
+
+    speed: 1 keeps the scanner's pace, 10 is ten times as fast; inf does not wait at all, but for
+    the ranking, which seconds of a real pace would have been enough for: then a run depends on its
+    seeds alone.
+    """
+    schedule.check()
+    random = np.random.default_rng([seed, 4])
+    onsets = np.arange(schedule.trials) * schedule.interval_s
+    onsets = onsets + random.uniform(0.0, schedule.jitter_s, schedule.trials)
+    volumes = math.ceil((onsets[-1] + 2 * RESPONSE_S) / schedule.tr_s)
+    lost = random.random(volumes) < schedule.dropped
+    coming = [arrival(float(onset), schedule, lost) for onset in onsets]
+    clock, run = ExperimentClock(speed), _Run(session, subject, onsets, coming, random)
+    moments = [(float(onset), trial, run.show) for trial, onset in enumerate(onsets)]
+    moments += [(there.seconds, trial, run.measure) for trial, there in enumerate(coming)]
+    for moment, trial, act in sorted(moments, key=lambda entry: entry[:2]):
+        clock.sleep_until(moment)
+        if math.isinf(speed):
+            session.wait()
+        act(trial)
+    session.flush()
+    return run.result(seed)
+
+
+class _Run:
+    """What a rehearsal keeps while it lasts."""
+
+    def __init__(
+        self,
+        session: Session,
+        subject: SimulatedSubject,
+        onsets: Floats,  # [trials]
+        coming: Sequence[Arrival],
+        random: np.random.Generator,
+    ) -> None:
+        self._session, self._subject, self._random = session, subject, random
+        self._onsets, self._coming = onsets, coming
+        self._true = subject.objective
+        self._rows = {name: row for row, name in enumerate(subject.world.pool.ids)}
+        self._played: list[Played] = []
+
+    def show(self, trial: int) -> None:
+        """A trial's image appears."""
+        best = float(self._true[self._session.allowed()].max())
+        choice = self._session.next()
+        true = float(self._true[self._rows[choice.image]])
+        self._played.append(Played(choice, float(self._onsets[trial]), true, best))
+
+    def measure(self, trial: int) -> None:
+        """A trial's beta arrives, if enough of it was recorded."""
+        played, kept = self._played[trial], self._coming[trial].kept
+        if kept < LOST_BELOW:
+            self._session.skip(played.choice)
+            return
+        betas = self._subject.measure(self._rows[played.choice.image], self._random, kept)
+        self._session.tell(played.choice, betas)
+        weights = self._subject.world.objective.weights
+        measured = float(weights.astype(np.float64) @ betas)
+        self._played[trial] = replace(played, measured=measured)
+
+    def result(self, seed: int) -> Rehearsed:
+        """All of it, and what others would have done."""
+        options, T = self._session.options, len(self._played)
+        world = self._subject.world
+        predicted = world.predicted @ world.objective.weights
+        every = np.repeat(np.argsort(-predicted, kind="stable"), options.repeats)
+        random = np.random.default_rng([seed, 5])
+        runs = [random.permutation(every)[:T] for _ in range(RANDOM_RUNS)]
+        return Rehearsed(
+            objective=world.objective.name,
+            strategy=options.strategy,
+            deadline_ms=self._session.deadline_ms,
+            played=tuple(self._played),
+            random_regret=np.stack([regrets(self._true, run, options.repeats) for run in runs]),
+            model_regret=regrets(self._true, every[:T], options.repeats),
+            stages=self._session.stages(),
+        )
+
+
+def regrets(true: Floats, rows: NDArray[np.int64], repeats: int) -> Floats:  # [N], [T] -> [T]
+    """Regret of showing `rows` one after another, each against the best that was then left."""
+    left = np.full(len(true), repeats)
+    order, first = np.argsort(-true, kind="stable"), 0
+    lost = np.empty(len(rows))
+    for trial, row in enumerate(rows):
+        while left[order[first]] == 0:
+            first += 1
+        lost[trial] = true[order[first]] - true[row]
+        left[row] -= 1
+    return lost
+
+
+def _milliseconds(seconds: Sequence[float]) -> tuple[float, float]:
+    p50, p99 = np.percentile(np.asarray(seconds) * 1e3, [50, 99])
+    return round(float(p50), 3), round(float(p99), 3)

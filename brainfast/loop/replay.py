@@ -1,0 +1,211 @@
+"""Doing a logged session over: what it was, and whether every choice comes out the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import BrainfastError
+from .candidates import Candidates
+from .design import Design, design_path
+from .folding import as_candidates
+from .log import LogFile, decode_betas, line_error, read_log
+from .measured import Measurement, check_betas, measure
+from .ranking import Options, Progress, Ranking, Trial, decide, rank
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A session's progress at the end of its log, and its choices' events."""
+
+    progress: Progress
+    deadline_ms: float
+    choices: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first field that came out otherwise."""
+
+    line: int
+    field: str
+    logged: Any
+    computed: Any
+
+    def __str__(self) -> str:
+        return (
+            f"line {self.line}, {self.field}: logged {self.logged!r}, recomputed {self.computed!r}"
+        )
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a log holds, and the first difference, None where every choice was reproduced."""
+
+    choices: int
+    told: int
+    skipped: int
+    resumed: int
+    late: int
+    torn_bytes: int
+    difference: Difference | None
+    versions: Mapping[str, str]
+
+
+def replay(log: str | Path, pool: Any = None) -> Replayed:
+    """Recompute every choice of a log and compare it to the last bit.
+
+    Numbers are recomputed from the candidates' numbers beside the log and the betas in it. What
+    only the clock knew is read: whether a choice was late, and which ranking was ready. pool:
+    checked against the log's hashes where it is given.
+
+    Raises BrainfastError, with its line, for a log that is damaged or of another model or pool.
+    """
+    file = read_log(log)
+    difference = None
+    progress, _ = _opened(file, pool)
+    rankings = _Rankings(progress)
+    for number, event in _events(file):
+        found = _differences(progress, rankings, event, file.path, number)
+        difference = next((Difference(number, *parts) for parts in found), None)
+        if difference is not None:
+            break
+        _apply(progress, event, file.path, number)
+        rankings.note()
+    kinds = [event["event"] for event in file.events]
+    return Replayed(
+        choices=kinds.count("choice"),
+        told=kinds.count("tell"),
+        skipped=kinds.count("skip"),
+        resumed=kinds.count("resumed"),
+        late=sum(bool(event.get("late")) for event in file.events),
+        torn_bytes=file.torn,
+        difference=difference,
+        versions=file.header.get("versions", {}),
+    )
+
+
+def restore(file: LogFile, pool: Any = None) -> Restored:
+    """The progress at the end of a log, as it is written there."""
+    progress, deadline_ms = _opened(file, pool)
+    for number, event in _events(file):
+        _apply(progress, event, file.path, number)
+    choices = tuple(event for event in file.events if event["event"] == "choice")
+    return Restored(progress, deadline_ms, choices)
+
+
+def _opened(file: LogFile, pool: Any) -> tuple[Progress, float]:
+    header = file.header
+    try:
+        options = Options(**header["options"] | {"exclude": tuple(header["options"]["exclude"])})
+        design_hash, deadline_ms = str(header["design_hash"]), float(header["deadline_ms"])
+        hashes = {name: header[name] for name in ("model_hash", "pool_hash")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise line_error(file.path, 1, expected="a session's header", got=str(error)) from error
+    if pool is not None:
+        _check_pool(file.path, hashes, as_candidates(pool))
+    design = Design.load(design_path(file.path), design_hash)
+    options.check(design)
+    return Progress(design, options), deadline_ms
+
+
+def _check_pool(path: Path, hashes: Mapping[str, str], pool: Candidates) -> None:
+    for name, given in (("model_hash", pool.model_hash), ("pool_hash", pool.hash)):
+        if hashes[name] != given:
+            raise BrainfastError(
+                str(path),
+                expected=f"a log of this {name.removesuffix('_hash')} ({given[:12]})",
+                got=f"one of {hashes[name][:12]}",
+                remedy="give the pool that the session was run with",
+            )
+
+
+def _events(file: LogFile) -> Iterator[tuple[int, dict[str, Any]]]:
+    return ((number, event) for number, event in enumerate(file.events, start=1) if number > 1)
+
+
+def _apply(progress: Progress, event: dict[str, Any], path: Path, number: int) -> None:
+    """Do what a line says; one that cannot be done is an error with its number."""
+    try:
+        kind = event["event"]
+        if kind == "choice":
+            progress.choose(progress.design.rows[event["image"]])
+        elif kind in ("tell", "skip"):
+            progress.outstanding(event["trial"])
+            if kind == "skip":
+                progress.skip(event["trial"])
+            else:
+                progress.tell(
+                    event["trial"], Measurement(event["response"], event["relative_noise"])
+                )
+        elif kind != "resumed":
+            raise KeyError(kind)
+    except BrainfastError as error:
+        raise line_error(path, number, expected=error.expected, got=error.got) from error
+    except (KeyError, TypeError) as error:
+        raise line_error(path, number, expected="an event of a session", got=str(error)) from error
+
+
+def _differences(
+    progress: Progress, rankings: _Rankings, event: dict[str, Any], path: Path, number: int
+) -> Iterator[tuple[str, Any, Any]]:
+    """Fields that come out otherwise than they are logged: name, logged, recomputed."""
+    computed: dict[str, Any] = {}
+    if event["event"] == "tell":
+        computed = _measured(progress, event, path, number)._asdict()
+    elif event["event"] == "choice":
+        ranking = rankings.at(event.get("version"), path, number)
+        decision = decide(progress, ranking, event["source"])
+        computed = {
+            "image": progress.design.ids[decision.row],
+            "trial": len(progress.trials),
+            "score": decision.score,
+            "value": decision.value,
+            "uncertainty": decision.uncertainty,
+            "ties": decision.ties,
+            "posterior": decision.posterior,
+        }
+    for name, value in computed.items():
+        if event.get(name) != value:
+            yield name, event.get(name), value
+
+
+def _measured(progress: Progress, event: dict[str, Any], path: Path, number: int) -> Measurement:
+    design = progress.design
+    try:
+        betas = check_betas(decode_betas(event["measured"]), design.V)
+        return measure(betas, design.weights, design.noise)
+    except (KeyError, TypeError, ValueError) as error:
+        raise line_error(
+            path, number, expected=f"{design.V} betas in base64", got=str(error)
+        ) from error
+
+
+class _Rankings:
+    """The rankings that were possible so far, each computed when a choice asks for it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._prior = progress.design.prior(progress.options.model_share)
+        self._trials: dict[int, tuple[Trial, ...]] = {}
+        self._last: Ranking | None = None
+        self.note()
+
+    def note(self) -> None:
+        """Keep the trials of the present version."""
+        self._trials.setdefault(self._progress.version, tuple(self._progress.trials))
+
+    def at(self, version: int | None, path: Path, number: int) -> Ranking | None:
+        """The ranking of an earlier version or the present one."""
+        if version is None:
+            return None
+        if version not in self._trials:
+            raise line_error(
+                path, number, expected=f"a version up to {max(self._trials)}", got=f"{version}"
+            )
+        if self._last is None or self._last.version != version:
+            design, options = self._progress.design, self._progress.options
+            self._last = rank(design, options, self._prior, self._trials[version], version)
+        return self._last

@@ -1,0 +1,364 @@
+"""A session: which image next, within a deadline, from what has been measured so far."""
+
+from __future__ import annotations
+
+import platform
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+from ..errors import BrainfastError
+from ..machine import cpu_model
+from .candidates import Candidates, FoldedObjective
+from .clock import Clock, SystemClock, lsl_clock
+from .design import Design, design_path
+from .folding import as_candidates, folded
+from .log import FORMAT, FORMAT_VERSION, LogWriter, encode_betas, read_log
+from .measured import check_betas, measure
+from .posterior import MAX_COLUMNS
+from .ranking import Options, Progress, Source, Strategy, decide
+from .replay import Restored, restore
+from .worker import Ranker
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+
+READY_S = 600.0  # for the first ranking, before any deadline counts
+WAIT_SHARE = 0.6  # of the deadline; the rest is for looking up and writing down
+STAGES = ("choose", "tell", "rank", "write", "sync")
+STAGES_KEPT = 100_000
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The image to show, and how it came about.
+
+    image: id in the pool; trial: number of the choice, from 0
+    score: what the objective is expected to measure (z); uncertainty: standard deviation of that
+    measurement, the posterior's and a trial's noise together; value: what the strategy maximised;
+    all None for a fallback, which nothing was computed for
+    ties: how many candidates shared the value; the lowest row was taken
+    source: "fresh", all that was told is in it; "stale", the best so far; "fallback"
+    late: not fresh, or after the deadline;  latency_ms: from the call to the decision
+    """
+
+    image: str
+    trial: int
+    score: float | None
+    value: float | None
+    uncertainty: float | None
+    ties: int
+    source: Source
+    late: bool
+    latency_ms: float
+
+
+class Session:
+    """Chooses the next image of a running experiment, again and again.
+
+    pool: a `Pool` opened with its engine, or `Candidates` such as `ArrayCandidates`
+    objective: "FFA - PPA" or what else `Objective` takes, one and not several; of `Candidates`,
+    `engine` is what their features are of, or give a `FoldedObjective`
+    deadline_ms: of `next`; strategy, kappa, repeats, seed, fallback, exclude, model_share: see
+    `Options`; ceiling [V]: noise ceilings of single trials as fractions, which set the noise;
+    without them it is estimated from what is told; components: see `Design.build`
+    log: a new JSONL file; one line an event, and `<log>.design.safetensors` beside it
+
+    The order of all candidates is computed ahead, on a thread of its own, after each event that
+    changes it; `next` takes the first that may be shown. Methods may be called from any thread.
+    One session follows one subject: for several, make one each, on the same pool.
+
+    Raises BrainfastError for what cannot work, before the first trial.
+    """
+
+    def __init__(
+        self,
+        pool: Any,
+        objective: Any,
+        *,
+        engine: Engine | None = None,
+        deadline_ms: float = 20.0,
+        strategy: Strategy = "greedy",
+        kappa: float = 1.0,
+        repeats: int = 1,
+        seed: int = 0,
+        fallback: str = "random",
+        exclude: Sequence[str] = (),
+        ceiling: NDArray[np.floating[Any]] | None = None,  # [V]
+        model_share: float = 0.5,
+        components: int = MAX_COLUMNS - 2,
+        log: str | Path | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        candidates = as_candidates(pool)
+        goal = folded(objective, candidates, engine)
+        design = Design.build(candidates, goal, components=components, ceiling=ceiling, seed=seed)
+        options = Options(strategy, kappa, repeats, seed, fallback, tuple(exclude), model_share)
+        options.check(design)
+        if not 0 < deadline_ms < 1e6:
+            raise BrainfastError("deadline_ms", expected="above 0", got=str(deadline_ms))
+        self._start(Progress(design, options), deadline_ms, clock or SystemClock())
+        with self._closed_by_errors():
+            if log is not None:
+                self._open_log(Path(log), candidates, goal)
+            self._ranker.start(READY_S)
+
+    @classmethod
+    def resume(cls, log: str | Path, pool: Any = None, *, clock: Clock | None = None) -> Session:
+        """Go on with the session of a log, exactly where it ended; a torn last line is dropped.
+
+        pool: checked against the log where it is given; the log has all that is needed.
+        `outstanding` gives the choices that still wait for their answer, `dropped_bytes` the torn.
+        """
+        file = read_log(log)
+        restored = restore(file, pool)
+        session = cls.__new__(cls)
+        session._start(restored.progress, restored.deadline_ms, clock or SystemClock())
+        session._restore_choices(restored)
+        session.dropped_bytes = file.torn
+        with session._closed_by_errors():
+            session._log = LogWriter(file.path, file, session._record, session._clock.monotonic)
+            session._append({"event": "resumed", "dropped_bytes": file.torn})
+            session._ranker.start(READY_S)
+        return session
+
+    def next(self) -> Choice:
+        """The image to show now, within the deadline.
+
+        What is not ready by then is late: the best so far, or the fallback where there is none. It
+        never waits longer and never raises for that. A pool that is used up, a clock that goes
+        back and a disk that refuses the log are a BrainfastError, and the session is as before.
+        """
+        start = self._clock.monotonic()
+        with self._condition:
+            self._check_open()
+            fresh = self._clock.wait_for(
+                self._condition,
+                self._ranker.is_fresh,
+                WAIT_SHARE * self.deadline_ms / 1e3 - (self._clock.monotonic() - start),
+            )
+            ranking = self._ranker.ranking
+            source: Source = "fresh" if fresh else "stale" if ranking else "fallback"
+            decision = decide(self._progress, ranking, source)
+            latency_ms = (self._clock.monotonic() - start) * 1e3
+            choice = Choice(
+                image=self._progress.design.ids[decision.row],
+                trial=len(self._progress.trials),
+                score=decision.score,
+                value=decision.value,
+                uncertainty=decision.uncertainty,
+                ties=decision.ties,
+                source=source,
+                late=source != "fresh" or latency_ms > self.deadline_ms,
+                latency_ms=latency_ms,
+            )
+            version = ranking.version if ranking else None
+            about = {
+                "posterior": decision.posterior,
+                "version": version,
+                "problem": self.problem,
+            }
+            self._append({"event": "choice", **asdict(choice), **about})
+            self._progress.choose(decision.row)
+            self._choices.append(choice)
+            self._condition.notify_all()
+        self._record("choose", self._clock.monotonic() - start)
+        return choice
+
+    def tell(self, choice: Choice, measured: Any) -> None:  # [V]
+        """What was measured for a choice: z-scored betas [V] in the engine's vertices.
+
+        NaN where nothing was measured. Late, in any order, with others outstanding. A choice that
+        was told or skipped before, betas of another length, infinities and NaN at all vertices are
+        a BrainfastError, and the session is as before.
+        """
+        start = self._clock.monotonic()
+        design = self._progress.design
+        betas = check_betas(measured, design.V)
+        measurement = measure(betas, design.weights, design.noise)
+        text = encode_betas(betas)
+        with self._condition:
+            self._check_open()
+            self._check_own(choice)
+            about = {"trial": choice.trial, "image": choice.image, **measurement._asdict()}
+            self._append({"event": "tell", **about, "V": design.V, "measured": text})
+            self._progress.tell(choice.trial, measurement)
+            self._condition.notify_all()
+        self._record("tell", self._clock.monotonic() - start)
+
+    def skip(self, choice: Choice) -> None:
+        """Give up the measurement of a choice; its image may be shown again."""
+        with self._condition:
+            self._check_open()
+            self._check_own(choice)
+            self._append({"event": "skip", "trial": choice.trial, "image": choice.image})
+            self._progress.skip(choice.trial)
+            self._condition.notify_all()
+
+    @property
+    def options(self) -> Options:
+        """How it chooses."""
+        return self._progress.options
+
+    @property
+    def problem(self) -> str | None:
+        """Why the latest ranking failed, if it did: choices are stale until one works."""
+        return None if self._ranker.error is None else repr(self._ranker.error)
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Which candidates may be shown next [N]."""
+        with self._condition:
+            return self._progress.allowed()
+
+    @property
+    def outstanding(self) -> tuple[Choice, ...]:
+        """Choices that were neither told nor skipped, oldest first."""
+        with self._condition:
+            pairs = zip(self._choices, self._progress.trials, strict=True)
+            return tuple(choice for choice, trial in pairs if trial.status == "outstanding")
+
+    def stages(self) -> dict[str, tuple[float, ...]]:
+        """Seconds of the latest calls: choose, tell, rank, and of every log line, write and sync.
+
+        choose and tell are whole calls, the writing of their line included; rank and sync run on
+        threads of their own.
+        """
+        return {name: tuple(seconds) for name, seconds in self._stages.items()}
+
+    def expected(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation [N] of every candidate's expected response, as last ranked.
+
+        Without the noise of a trial.
+        """
+        with self._condition:
+            ranking = self._ranker.ranking
+        if ranking is None:
+            raise BrainfastError("session", expected="a first ranking", got="none yet")
+        variance = ranking.posterior.variance_of(self._progress.design.z)
+        return ranking.mean, np.sqrt(variance)
+
+    def wait(self, seconds: float = READY_S) -> bool:
+        """Wait until everything told is in the ranking; whether it is."""
+        with self._condition:
+            return self._clock.wait_for(self._condition, self._ranker.is_fresh, seconds)
+
+    def flush(self) -> None:
+        """Return when every line of the log is on the disk."""
+        if self._log is not None:
+            self._log.flush()
+
+    def close(self) -> None:
+        """Stop the threads; the log is synced first."""
+        self._ranker.stop()
+        with self._condition:
+            if self._log is not None:
+                self._log.close()
+            self._closed = True
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self, progress: Progress, deadline_ms: float, clock: Clock) -> None:
+        self.deadline_ms, self.dropped_bytes = deadline_ms, 0
+        self._progress, self._clock, self._lsl = progress, clock, lsl_clock()
+        self._condition = threading.Condition()
+        self._choices: list[Choice] = []
+        self._stages = {name: deque[float](maxlen=STAGES_KEPT) for name in STAGES}
+        self._log: LogWriter | None = None
+        self._latest, self._closed = -np.inf, False
+        self._ranker: Ranker = Ranker(progress, self._condition, clock, self._record)
+
+    @contextmanager
+    def _closed_by_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_log(self, path: Path, pool: Candidates, goal: FoldedObjective) -> None:
+        design, options = self._progress.design, self._progress.options
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        self._log = LogWriter(path, None, self._record, self._clock.monotonic)
+        design.save(design_path(path))
+        header = {
+            "event": "session",
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "objective": goal.name,
+            "deadline_ms": self.deadline_ms,
+            "options": asdict(options),
+            "candidates": len(design),
+            "V": design.V,
+            "pool_hash": pool.hash,
+            "model_hash": pool.model_hash,
+            "preprocessing_hash": getattr(pool, "preprocessing_hash", ""),
+            "design_hash": design.hash,
+            "versions": versions(),
+        }
+        self._append(header)
+
+    def _append(self, event: dict[str, Any]) -> None:
+        start = self._clock.monotonic()
+        self._latest = start
+        if self._log is None:
+            return
+        times = {"mono_s": start, "wall_s": self._clock.wall()}
+        if self._lsl is not None:
+            times["lsl_s"] = self._lsl()
+        self._log.append({**event, **times})
+        self._record("write", self._clock.monotonic() - start)
+
+    def _record(self, stage: str, seconds: float) -> None:
+        self._stages[stage].append(seconds)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BrainfastError("session", expected="an open one", got="one that was closed")
+        moment = self._clock.monotonic()
+        if moment < self._latest:
+            raise BrainfastError(
+                "clock",
+                expected=f"{self._latest:.6f} s or later",
+                got=f"{moment:.6f} s: it went back",
+            )
+
+    def _check_own(self, choice: Choice) -> None:
+        own = choice.trial < len(self._choices) and self._choices[choice.trial] == choice
+        if not own:
+            raise BrainfastError(
+                "choice", expected="one that this session made", got=f"{choice.image!r}"
+            )
+        self._progress.outstanding(choice.trial)
+
+    def _restore_choices(self, restored: Restored) -> None:
+        names = Choice.__dataclass_fields__
+        for event in restored.choices:
+            self._choices.append(Choice(**{name: event[name] for name in names}))
+
+
+def versions() -> dict[str, str]:
+    """What may change a last bit: a log keeps it, and a replay that differs tells it."""
+    try:
+        own = version("brainfast")
+    except PackageNotFoundError:
+        own = "source tree"
+    return {
+        "brainfast": own,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "python": platform.python_version(),
+        "cpu": cpu_model(),
+    }

@@ -1,0 +1,108 @@
+"""`brainfast rehearse` and `brainfast replay`, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from brainfast import Pool, Session
+from brainfast.boundary import explain
+from brainfast.cli import app
+from loop_world import edited, play, session
+
+DEMO = ("rehearse", "--demo", "--trials", "8")
+
+
+def brainfast(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refusal(*arguments: object) -> str:
+    error = brainfast(*arguments).exception
+    assert isinstance(error, Exception)
+    return str(explain(error))
+
+
+def test_demo_prints_regret_and_times_and_writes_what_is_asked(tmp_path: Path) -> None:
+    log, out = tmp_path / "s.jsonl", tmp_path / "run.png"
+    run = brainfast(*DEMO, "--log", log, "--out", out)
+    assert run.exit_code == 0, run.output
+    assert "8 trials" in run.stdout
+    assert "mean regret" in run.stdout
+    assert out.stat().st_size > 10_000
+    again = brainfast("replay", log)
+    assert again.exit_code == 0
+    assert re.search(r"8 choices \(\d late\), 8 told", again.stdout)
+    assert "to the last bit" in again.stdout
+
+
+def test_json_is_the_same_run(tmp_path: Path) -> None:
+    first, again = (json.loads(brainfast(*DEMO, "--json").stdout) for _ in range(2))
+    for run in (first, again):
+        run.pop("stages_ms")
+        run.pop("late_share")
+    assert first == again
+    assert first["trials"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("rehearse",), "MODEL and --images, or --demo"),
+        ((*DEMO, "--objective", "FFA - XX"), "V1v"),
+        ((*DEMO, "--objective", "FFA -"), "objective"),
+        ((*DEMO, "--tr-s", "0"), "schedule"),
+        ((*DEMO, "--speed", "0"), "speed"),
+        (("replay", "nothing.jsonl"), "nothing there"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: tuple[str, ...], message: str) -> None:
+    line = refusal(*arguments)
+    assert message in line
+    assert "\n" not in line
+
+
+def test_replay_tells_a_torn_line_and_a_difference(tmp_path: Path) -> None:
+    log = tmp_path / "s.jsonl"
+    with session(log=log) as running:
+        play(running)
+    data = log.read_bytes()
+    log.write_bytes(data[:-10])
+    found = json.loads(brainfast("replay", log, "--json").stdout)
+    assert found["torn_bytes"] == len(data.splitlines()[-1]) + 1 - 10
+    assert found["difference"] is None
+    log.write_bytes(data.replace(b'"ties":1', b'"ties":2', 1))
+    assert "line 2: expected the line as it was written" in refusal("replay", log)
+
+
+def test_a_difference_is_one_line_that_tells_what_changed_since(tmp_path: Path) -> None:
+    log = tmp_path / "s.jsonl"
+    with session(log=log) as running:
+        play(running)
+
+    def change(events: list[dict[str, Any]]) -> None:
+        events[2]["ties"] = 9
+        events[0]["versions"]["numpy"] = "0.1"
+
+    other = edited(log, tmp_path / "o.jsonl", change)
+    line = refusal("replay", other)
+    assert "line 3: expected ties 9, as logged, got 1; numpy 0.1 then" in line
+    answer = brainfast("replay", other, "--json")
+    assert json.loads(answer.stdout)["difference"]["line"] == 3
+    assert answer.exit_code != 0
+
+
+def test_replay_checks_the_pool(make_engine: Any, candidates: Path, tmp_path: Path) -> None:
+    pool = Pool.build(make_engine("blobgpt"), candidates, path=tmp_path / "p")
+    log = tmp_path / "s.jsonl"
+    with Session(pool, "FFA", log=log) as running:
+        running.next()
+    assert "1 choices" in brainfast("replay", log, "--pool", tmp_path / "p").stdout
+    with session(log=tmp_path / "t.jsonl"):
+        pass
+    assert "of this model" in refusal("replay", tmp_path / "t.jsonl", "--pool", tmp_path / "p")

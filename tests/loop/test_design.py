@@ -1,0 +1,128 @@
+"""The reduced numbers of every candidate: what they must keep of the pool and the objective."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brainfast.errors import BrainfastError
+from brainfast.loop import ArrayCandidates, FoldedObjective
+from brainfast.loop import design as design_module
+from brainfast.loop.design import Design
+from brainfast.loop.posterior import fit
+from loop_world import READOUT, WEIGHTS, F, N, features, objective, pool
+
+
+def test_prior_mean_is_the_folded_template() -> None:
+    design = Design.build(pool(), objective())
+    expected = features() @ (WEIGHTS @ READOUT) + 0.25
+    found = design.z @ design.prior(0.5).mean
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_columns_are_uncorrelated_with_the_score_and_together_of_variance_one() -> None:
+    z = Design.build(pool(), objective()).z
+    np.testing.assert_allclose(z[:, 0], 1.0)
+    np.testing.assert_allclose(z[:, 1:].mean(axis=0), 0.0, atol=1e-6)
+    np.testing.assert_allclose(z[:, 1] @ z[:, 2:], 0.0, atol=1e-5)
+    assert z[:, 2:].var(axis=0).sum() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_any_other_linear_function_can_be_learnt() -> None:
+    """With all components, what the features tell linearly is within reach."""
+    design = Design.build(pool(), objective())
+    truth = features() @ np.random.default_rng(5).standard_normal(F)
+    posterior = fit(design.prior(0.01), design.z, truth, np.full(N, 1e-9))
+    np.testing.assert_allclose(design.z @ posterior.mean, truth, atol=1e-3)
+
+
+def test_equal_images_have_equal_rows() -> None:
+    z = Design.build(pool(), objective()).z
+    assert np.array_equal(z[3], z[7])
+    assert not np.array_equal(z[3], z[4])
+
+
+def test_components_of_a_sample_serve_the_whole_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(design_module, "SAMPLE", 12)
+    monkeypatch.setattr(design_module, "CHUNK_NUMBERS", 70)  # seven candidates at a time
+    small = Design.build(pool(), objective(), components=5, seed=3)
+    assert small.z.shape == (N, 7)
+    assert np.array_equal(Design.build(pool(), objective(), components=5, seed=3).z, small.z)
+    whole = features() @ (WEIGHTS @ READOUT) + 0.25
+    np.testing.assert_allclose(small.z @ small.prior(0.5).mean, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("components", [0, 3])
+def test_fewer_components(components: int) -> None:
+    assert Design.build(pool(), objective(), components=components).z.shape == (N, 2 + components)
+
+
+def test_one_candidate_and_equal_candidates() -> None:
+    assert Design.build(pool(n=1), objective()).z.tolist() == [[1.0, 0.0]]
+    same = ArrayCandidates(np.ones((4, F), np.float32), list("abcd"))
+    design = Design.build(same, objective())
+    assert design.spread == 0.0
+    assert np.isfinite(fit(design.prior(0.5), design.z[:1], np.ones(1), np.ones(1)).mean).all()
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    design = Design.build(pool(), objective(), ceiling=np.linspace(0, 1, 6))
+    design.save(tmp_path / "d")
+    loaded = Design.load(tmp_path / "d", design.hash)
+    assert np.array_equal(loaded.z, design.z)
+    assert (loaded.ids, loaded.adapt, loaded.hash) == (design.ids, False, design.hash)
+    prior, other = loaded.prior(0.5), design.prior(0.5)
+    assert np.array_equal(prior.mean, other.mean)
+    assert prior.noise == other.noise
+
+
+def test_another_design_file_is_refused(tmp_path: Path) -> None:
+    Design.build(pool(1), objective()).save(tmp_path / "d")
+    with pytest.raises(BrainfastError, match="written with this log"):
+        Design.load(tmp_path / "d", Design.build(pool(), objective()).hash)
+
+
+class Wrong(ArrayCandidates):
+    """Gives NaN for one candidate."""
+
+    def features(self, rows: np.ndarray) -> np.ndarray:
+        values = super().features(rows).copy()
+        values[rows == 5] = np.nan
+        return values
+
+
+@pytest.mark.parametrize(
+    ("candidates", "message"),
+    [
+        (lambda: ArrayCandidates(np.zeros((0, F), np.float32), []), "at least one candidate"),
+        (lambda: ArrayCandidates(np.zeros((2, F), np.float32), ["a", "a"]), "'a' twice"),
+        (lambda: ArrayCandidates(np.zeros((2, 3), np.float32), ["a", "b"]), "10 features"),
+        (lambda: Wrong(features(), pool().ids), "features of image-05"),
+    ],
+)
+def test_bad_pools_are_refused(candidates: object, message: str) -> None:
+    with pytest.raises(BrainfastError, match=message):
+        Design.build(candidates(), objective())  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("weights", "template", "message"),
+    [
+        (np.zeros(3), np.ones(4), "zeros only"),
+        (np.ones((2, 3)), np.ones((2, 4)), "one objective"),
+        (np.array([1, np.nan]), np.ones(4), "weights"),
+        (np.ones(2), np.array([np.inf]), "template"),
+    ],
+)
+def test_bad_objectives_are_refused(
+    weights: np.ndarray, template: np.ndarray, message: str
+) -> None:
+    with pytest.raises(BrainfastError, match=message):
+        FoldedObjective("x", weights, template, 0.0)
+
+
+def test_features_must_fit_their_ids() -> None:
+    with pytest.raises(BrainfastError, match="of 3 candidates"):
+        ArrayCandidates(np.zeros((2, 3), np.float32), list("abc"))

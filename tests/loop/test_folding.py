@@ -1,0 +1,154 @@
+"""Objectives through an engine of either head, and a Pool as a session sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from brainfast import Pool, Session
+from brainfast.bench.made_up import made_up_head
+from brainfast.errors import BrainfastError
+from brainfast.folded_blobgpt import BlobProjection, FoldedBlobGPT
+from brainfast.images import Preprocessing
+from brainfast.loop import replay
+from brainfast.loop.folding import fold
+from brainfast.loop.subject import model_world
+from brainfast.tokens import Tokens
+from brainfast.vertex_space import VertexSpace
+
+L, C, V, IMAGES = 2, 3, 12, 5
+MASKS = {"FFA-1": np.arange(V) < 4, "PPA": np.arange(V) > 8}
+
+
+def factortopy() -> Any:
+    return made_up_head(V, L, 4, channels=C, grid=(4, 4))
+
+
+def blobgpt() -> Any:
+    random = np.random.default_rng(0)
+    K = 6
+    projection = BlobProjection(
+        tuple(random.standard_normal((L, K, C), np.float32)),
+        tuple(random.standard_normal((L, K, 16), np.float32)),
+        random.standard_normal(K, np.float32),
+        tuple(range(L)),
+        ((4, 4),) * L,
+        False,
+    )
+    weight = random.standard_normal((V, K), np.float32)
+    return FoldedBlobGPT(projection, weight, random.standard_normal(V, np.float32))
+
+
+class FakeEngine:
+    """A head, and for every image path tokens that depend on its name alone."""
+
+    def __init__(self, head: Any) -> None:
+        self.head = head
+        self.space = VertexSpace("custom", np.arange(V), np.arange(0), MASKS)
+        preprocessing = Preprocessing(
+            size=(32, 32),
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            interpolation="bilinear",
+            antialias=True,
+        )
+        trunk = SimpleNamespace(preprocessing=preprocessing)
+        self.card = SimpleNamespace(model_hash="model", trunk=trunk)
+
+    def tokens(self, images: list[Any], *, batch_size: int) -> Tokens:
+        rows = [np.random.default_rng(int(str(image))) for image in images]
+        local = np.stack([row.standard_normal((L, C, 4, 4), np.float32) for row in rows], axis=1)
+        global_ = np.stack([row.standard_normal((L, C), np.float32) for row in rows], axis=1)
+        return Tokens(tuple(local), tuple(global_), tuple(range(L)))
+
+    def template(self, weights: np.ndarray) -> Any:
+        return self.head.template(weights)
+
+
+@pytest.mark.parametrize("head", [factortopy, blobgpt])
+def test_a_model_of_either_head_becomes_a_world(head: Any) -> None:
+    engine: Any = FakeEngine(head())
+    names = [str(number) for number in range(IMAGES)]
+    world = model_world(engine, names, "FFA - PPA", batch_size=2)  # type: ignore[arg-type]
+    goal = world.objective
+    scores = world.pool.values @ goal.template + goal.offset
+    ffa, ppa = world.predicted[:, :4].mean(axis=1), world.predicted[:, 9:].mean(axis=1)
+    np.testing.assert_allclose(scores, ffa - ppa, atol=1e-4)
+    assert world.pool.ids == tuple(names)
+    assert len(set(world.groups)) == 3
+    with Session(world.pool, "FFA - PPA", engine=engine, deadline_ms=60_000) as session:
+        choice = session.next()
+    assert choice.image == names[int(np.argmax(scores))]
+    assert choice.score == pytest.approx(scores.max(), abs=1e-4)
+
+
+def test_several_objectives_are_refused() -> None:
+    with pytest.raises(BrainfastError, match="one objective"):
+        fold(["FFA", "PPA"], FakeEngine(blobgpt()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["factortopy", "blobgpt"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+def test_a_pool_is_chosen_from_as_it_chooses_itself(
+    make_engine: Any, candidates: Path, tmp_path: Path, kind: str, dtype: Any
+) -> None:
+    pool = Pool.build(make_engine(kind), candidates, path=tmp_path / "p", dtype=dtype)
+    pool.remove([pool.names[4]])
+    best = pool.top("FFA - PPA", 5)["FFA - PPA"]
+    with Session(pool, "FFA - PPA", deadline_ms=60_000) as session:
+        shown = [session.next() for _ in range(5)]
+    assert [choice.image for choice in shown] == [candidate.name for candidate in best]
+    scores = [candidate.score for candidate in best]
+    np.testing.assert_allclose([choice.score for choice in shown], scores, rtol=1e-4, atol=1e-5)
+
+
+def test_a_projected_pool_serves_sums_of_its_objectives(
+    make_engine: Any, candidates: Path, tmp_path: Path
+) -> None:
+    engine = make_engine("factortopy")
+    whole = Pool.build(engine, candidates, path=tmp_path / "w", dtype="fp32")
+    small = Pool.build(
+        engine, candidates, path=tmp_path / "s", dtype="fp32", project=["FFA", "PPA", "V1v"]
+    )
+    first, second = (
+        Session(pool, "FFA - 0.5*PPA", deadline_ms=60_000).next() for pool in (whole, small)
+    )
+    assert first.image == second.image
+    assert first.score == pytest.approx(second.score, abs=1e-4)
+
+
+def test_a_log_knows_its_pool_without_the_engine(
+    make_engine: Any, candidates: Path, tmp_path: Path
+) -> None:
+    engine, log = make_engine("blobgpt"), tmp_path / "s.jsonl"
+    pool = Pool.build(engine, candidates, path=tmp_path / "p")
+    with Session(pool, "FFA - PPA", log=log, deadline_ms=60_000) as session:
+        choice = session.next()
+        session.tell(choice, np.zeros(engine.space.V))
+        session.next()
+    assert replay(log, Pool.open(tmp_path / "p")).difference is None
+    other = Pool.build(make_engine("factortopy"), candidates, path=tmp_path / "o")
+    with pytest.raises(BrainfastError, match="of this model"):
+        replay(log, other)
+    pool.remove([pool.names[0]])
+    with pytest.raises(BrainfastError, match="of this pool"):
+        Session.resume(log, Pool.open(tmp_path / "p"))
+    with Session.resume(log) as session:
+        assert len(session.outstanding) == 1
+
+
+def test_a_pool_without_its_engine_takes_no_objective(
+    make_engine: Any, candidates: Path, tmp_path: Path
+) -> None:
+    Pool.build(make_engine("blobgpt"), candidates, path=tmp_path / "p")
+    with pytest.raises(BrainfastError, match=r"Pool\.open\(path, engine\)"):
+        Session(Pool.open(tmp_path / "p"), "FFA - PPA")
+
+
+def test_what_is_no_pool_is_refused() -> None:
+    with pytest.raises(BrainfastError, match="a Pool, or Candidates, got list"):
+        Session([1, 2, 3], "FFA")

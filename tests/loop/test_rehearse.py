@@ -1,0 +1,173 @@
+"""A rehearsal: its subject, its haemodynamics, its sums and its picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brainfast.errors import BrainfastError
+from brainfast.loop import Session, read_log, replay
+from brainfast.loop.clock import ExperimentClock
+from brainfast.loop.made_up import made_up_world
+from brainfast.loop.rehearsal_plot import plot
+from brainfast.loop.rehearse import (
+    Rehearsed,
+    Schedule,
+    arrival,
+    double_gamma,
+    regrets,
+    rehearse,
+)
+from brainfast.loop.subject import SimulatedSubject, World
+
+SCHEDULE = Schedule(trials=30)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return made_up_world("FFA - PPA", candidates=300, seed=1)
+
+
+def run(world: World, schedule: Schedule = SCHEDULE, speed: float = math.inf, **options: Any):
+    subject = SimulatedSubject(world, seed=1)
+    with Session(world.pool, world.objective, ceiling=world.ceiling, **options) as session:
+        return rehearse(session, subject, schedule, speed=speed, seed=1)
+
+
+def test_template_of_the_made_up_world_scores_its_predictions(world: World) -> None:
+    scores = world.pool.values @ world.objective.template + world.objective.offset
+    np.testing.assert_allclose(scores, world.predicted @ world.objective.weights, atol=1e-5)
+    np.testing.assert_allclose(
+        world.predicted.var(axis=0), 0.5 * np.asarray(world.ceiling), rtol=1e-3
+    )
+
+
+def test_a_subject_without_error_is_the_model_and_noise(world: World) -> None:
+    subject = SimulatedSubject(world, model_error=0.0)
+    random = np.random.default_rng(0)
+    trials = np.stack([subject.measure(4, random) for _ in range(4000)])
+    np.testing.assert_allclose(trials.mean(axis=0), world.predicted[4], atol=0.07)
+    np.testing.assert_allclose(trials.var(axis=0), 1 - np.asarray(world.ceiling), rtol=0.12)
+    noise = np.corrcoef((trials - world.predicted[4]).T)
+    same = world.groups[:, None] == world.groups
+    np.fill_diagonal(same, False)
+    assert noise[same].mean() == pytest.approx(0.2, abs=0.02)
+    assert noise[~same & ~np.eye(len(same), dtype=bool)].mean() == pytest.approx(0, abs=0.02)
+
+
+def test_model_error_is_as_large_as_asked_for(world: World) -> None:
+    subject = SimulatedSubject(world, model_error=0.8, seed=3)
+    wrong = subject._factors @ subject._loading
+    ratio = wrong.std(axis=0) / world.predicted.std(axis=0)
+    assert np.median(ratio) == pytest.approx(0.8, rel=0.15)
+    expected = (world.predicted + wrong) @ world.objective.weights
+    np.testing.assert_allclose(subject.objective, expected, atol=1e-5)
+
+
+def test_fewer_volumes_make_more_noise(world: World) -> None:
+    subject = SimulatedSubject(world, model_error=0.0)
+    half = np.stack([subject.measure(0, np.random.default_rng(i), 0.5) for i in range(500)])
+    whole = np.stack([subject.measure(0, np.random.default_rng(i)) for i in range(500)])
+    np.testing.assert_allclose(half.std(axis=0) / whole.std(axis=0), math.sqrt(2), rtol=1e-4)
+
+
+def test_double_gamma_peaks_after_five_seconds_and_undershoots() -> None:
+    t = np.arange(0, 30, 0.01)
+    values = double_gamma(t)
+    assert t[np.argmax(values)] == pytest.approx(5.0, abs=0.05)
+    assert 10 < t[np.argmin(values)] < 20
+    assert values.sum() * 0.01 == pytest.approx(1 - 1 / 6, abs=0.01)
+    assert double_gamma(np.array([-1.0, 0.0])).tolist() == [0.0, 0.0]
+
+
+def test_betas_arrive_with_their_last_volume() -> None:
+    schedule = Schedule(tr_s=1.6, processing_s=0.5)
+    lost = np.zeros(40, dtype=bool)
+    coming = arrival(8.0, schedule, lost)
+    assert coming.kept == 1.0
+    assert 8.0 + 6 < coming.seconds < 8.0 + 12
+    assert (coming.seconds - 0.5) / 1.6 == pytest.approx(round((coming.seconds - 0.5) / 1.6))
+    lost[8] = True  # 4.8 s after the onset, at the peak
+    assert 0.5 < arrival(8.0, schedule, lost).kept < 0.9
+    lost[7:11] = True
+    assert arrival(8.0, schedule, lost).kept < 0.1
+
+
+def test_regrets_by_hand() -> None:
+    true = np.array([3.0, 1.0, 2.0])
+    np.testing.assert_allclose(regrets(true, np.array([1, 0, 2]), 1), [2.0, 0.0, 0.0])
+    np.testing.assert_allclose(regrets(true, np.array([0, 0, 1]), 2), [0.0, 0.0, 1.0])
+
+
+def test_a_session_beats_chance_and_is_reproducible(world: World) -> None:
+    first, again = run(world), run(world)
+    assert first.summary()["mean_regret"] < 0.6 * first.summary()["mean_regret_of_random"]
+    assert [t.choice.image for t in first.played] == [t.choice.image for t in again.played]
+    assert (first.regret >= 0).all()
+    assert all(trial.choice.source == "fresh" for trial in first.played)
+    waiting = [trial for trial in first.played if trial.measured is None]
+    assert not waiting
+
+
+def test_learning_pays_where_the_model_is_wrong() -> None:
+    """Over several subjects, so that one lucky run proves nothing."""
+    gains = []
+    for seed in range(4):
+        world = made_up_world("FFA - PPA", candidates=300, seed=seed)
+        subject = SimulatedSubject(world, model_error=1.5, seed=seed)
+        with Session(world.pool, world.objective, ceiling=world.ceiling) as session:
+            found = rehearse(session, subject, Schedule(trials=60), seed=seed)
+        gains.append(found.model_regret.mean() - found.regret.mean())
+    assert np.mean(gains) > 0.1
+
+
+def test_dropped_volumes_lose_trials_which_may_come_again(world: World, tmp_path: Path) -> None:
+    log = tmp_path / "s.jsonl"
+    found = run(world, Schedule(trials=30, dropped=0.5), log=log)
+    lost = found.summary()["lost_trials"]
+    assert 0 < lost < 30
+    events = [event["event"] for event in read_log(log).events]
+    assert events.count("skip") == lost
+    assert events.count("tell") == 30 - lost
+    assert replay(log, world.pool).difference is None
+
+
+def test_real_time_runs_at_its_speed(world: World) -> None:
+    found = run(world, Schedule(trials=4), speed=400.0, deadline_ms=20)
+    assert len(found.played) == 4
+    clock = ExperimentClock(1000.0)
+    clock.sleep_until(20.0)
+    assert clock.now() >= 20.0
+    endless = ExperimentClock(math.inf)
+    endless.sleep_until(1e9)
+    assert endless.now() == 1e9
+
+
+@pytest.mark.parametrize("speed", [0.0, -1.0, math.nan])
+def test_wrong_speeds_are_refused(speed: float) -> None:
+    with pytest.raises(BrainfastError, match="speed"):
+        ExperimentClock(speed)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"trials": 0}, {"tr_s": 0.0}, {"dropped": 1.0}, {"jitter_s": -1.0}]
+)
+def test_wrong_schedules_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(BrainfastError, match="schedule"):
+        Schedule(**wrong).check()
+
+
+def test_summary_is_json_and_the_picture_has_all_panels(world: World, tmp_path: Path) -> None:
+    found: Rehearsed = run(world, Schedule(trials=12, dropped=0.5), log=tmp_path / "s.jsonl")
+    about = json.loads(json.dumps(found.summary(), allow_nan=False))
+    assert set(about["stages_ms"]) == {"choose", "tell", "rank", "write", "sync"}
+    figure = plot(found, tmp_path / "run.png")
+    assert len(figure.axes) == 3
+    with Image.open(tmp_path / "run.png") as picture:
+        assert picture.width > 1500
