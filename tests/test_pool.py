@@ -404,3 +404,12 @@ def test_the_file_is_plain_safetensors(build, tmp_path):
     np.testing.assert_array_equal(arrays["features"], pool.rows.features)
     np.testing.assert_array_equal(arrays["scale"], pool.rows.scale)
     save_tensors(tmp_path / "again", arrays)
+
+
+def test_with_a_trunk_and_a_trained_head(fit_tiny, candidates, tmp_path):
+    engine = fit_tiny(tmp_path / "work").compile(device="cpu").of("b")
+    pool = Pool.build(engine, candidates, path=tmp_path / "pool", dtype="fp32", batch_size=13)
+    response = engine.predict(paths_of(pool, candidates))
+    expected = response.roi("FFA").mean(axis=1) - response.roi("V1v").mean(axis=1)
+    np.testing.assert_allclose(pool.score("FFA - V1v")[:, 0], expected, atol=1e-4)
+    assert Pool.open(pool.path, engine).top("FFA - V1v", 1)["FFA - V1v"][0].row == expected.argmax()
