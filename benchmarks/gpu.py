@@ -157,8 +157,8 @@ def _merge(result: Result, stage: Stage, seconds: float, problem: str, part: Res
     if part.get("ceilings"):
         result["stages"][stage.name]["ceilings"] = part["ceilings"]
     found = dict(part.get("failed", {}))
-    if problem and not found:
-        found[stage.name] = problem
+    if problem and not (found and problem.startswith("exit code 1")):
+        found.setdefault(stage.name, problem)
     result["failed"] |= found
 
 

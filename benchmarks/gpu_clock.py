@@ -63,6 +63,6 @@ def captured(device: torch.device, calls: Sequence[Call]) -> tuple[Call, list[An
             call()
     torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):
+    with torch.cuda.stream(side), torch.cuda.graph(graph, stream=side):
         answers = [call() for call in calls]
     return graph.replay, answers

@@ -30,6 +30,7 @@ class BytesToPixels(nn.Module):
 
     rows: torch.Tensor
     columns: torch.Tensor
+    white: torch.Tensor
     mean: torch.Tensor
     std: torch.Tensor
 
@@ -46,6 +47,8 @@ class BytesToPixels(nn.Module):
             weights = [plain_weights(*pair, preprocessing.interpolation)[None] for pair in sides]
         self.register_buffer("rows", _constant(weights[0]))
         self.register_buffer("columns", _constant(weights[1].swapaxes(1, 2)))
+        # A tensor on the device: by a number of the host's, CUDA multiplies with its reciprocal.
+        self.register_buffer("white", torch.tensor(255.0))
         for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None])
 
@@ -62,7 +65,7 @@ class BytesToPixels(nn.Module):
         else:
             values = (self.rows[0] @ values) @ self.columns[0]
             values = torch.clamp(torch.round(values), 0, 255)
-        return (values / 255 - self.mean) / self.std
+        return (values / self.white - self.mean) / self.std
 
     def _resize_columns(self, values: torch.Tensor) -> torch.Tensor:
         return _rounded(values @ self.columns[0], values @ self.columns[1])

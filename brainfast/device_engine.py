@@ -88,10 +88,14 @@ class DeviceRunner:
             # Constants are packed on this stream, and read on others.
             torch.cuda.current_stream(self.device).synchronize()
         self._used = time.monotonic()
-        self._cooling: threading.Event | None = None
+        self._cooling: Any = None  # ends keep_warm
 
-    def predict(self, images: Sequence[Bytes] | Bytes) -> Floats:  # [B,V], B >= 1
+    def predict(
+        self, images: Sequence[Bytes] | Bytes, subjects: Sequence[str] | None = None
+    ) -> Floats:  # [B,V], B >= 1
         """Responses to uint8 images, each [H,W,3] of any size, or one array [B,H,W,3].
+
+        subjects: whose answers must be finite, all without; every subject's are computed.
 
         Errors: BrainfastError for other images, answers that are not finite, and a device without
         the memory, with a batch size that fits.
@@ -102,7 +106,10 @@ class DeviceRunner:
         rows = images if source else list(self._host_pixels(images))
         parts = [self._run(rows[i : i + LARGEST], source) for i in range(0, len(rows), LARGEST)]
         found = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        finite = np.isfinite(found).all(axis=1)
+        asked = self.head.columns if subjects is None else subjects
+        finite = np.all(
+            [np.isfinite(found[:, self.head.columns[name]]).all(axis=1) for name in asked], axis=0
+        )
         if not finite.all():
             raise BrainfastError(
                 f"response to image {int(np.argmin(finite))}",
@@ -146,13 +153,14 @@ class DeviceRunner:
         if every_ms is not None and not every_ms > 0:
             raise BrainfastError("every_ms", expected="above 0", got=str(every_ms))
         if self._cooling is not None:
-            self._cooling.set()
+            self._cooling()  # stops the thread, and is forgotten by the interpreter's exit
         self._cooling = None
         if every_ms is not None:
-            self._cooling = threading.Event()
-            weakref.finalize(self, self._cooling.set)
-            arguments = (weakref.ref(self), self._cooling, every_ms / 1e3)
-            threading.Thread(target=_keep_warm, args=arguments, daemon=True).start()
+            stop = threading.Event()
+            arguments = (weakref.ref(self), stop, every_ms / 1e3)
+            thread = threading.Thread(target=_keep_warm, args=arguments, daemon=True)
+            self._cooling = weakref.finalize(self, _stop, stop, thread)
+            thread.start()
 
     def replay_idle(self, seconds: float) -> None:
         """Replay the smallest graph, if no call came for so long and none is on its way."""
@@ -205,14 +213,16 @@ class DeviceRunner:
 
     def _function(self, source: Size | None) -> Function:
         resize = None if source is None else self._resize_of(source)
+        # Without the runner: a graph that held it would keep both alive until a collection.
+        trunk, head = self._trunk, self.head
+        kind, bf16 = self.device.type, self.trunk_precision == "bf16"
 
         def answer(batch: torch.Tensor) -> torch.Tensor:  # [B,V] of bytes, or of pixels
-            kind, bf16 = self.device.type, self.trunk_precision == "bf16"
             with strict_fp32(), torch.autocast(kind, enabled=False, cache_enabled=False):
                 pixels = batch if resize is None else resize(batch)
                 with torch.autocast(kind, torch.bfloat16, enabled=bf16, cache_enabled=False):
-                    tokens = self._trunk(pixels)
-                return self.head(tokens)
+                    tokens = trunk(pixels)
+                return head(tokens)
 
         return answer
 
@@ -279,6 +289,12 @@ def open_head(
         return DeviceFactorTopy(head, device)
     heads = {"": head} if isinstance(head, FoldedBlobGPT) else dict(head)
     return DeviceBlobGPT(next(iter(heads.values())).projection, heads, device)
+
+
+def _stop(stop: threading.Event, thread: threading.Thread) -> None:
+    stop.set()
+    if thread is not threading.current_thread():  # which drops the last reference, at times
+        thread.join()
 
 
 def _keep_warm(runner: weakref.ref[DeviceRunner], stop: threading.Event, seconds: float) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,21 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 WARM_UPS = 2  # calls before the capture: self-checks, tuning and workspaces come with the first
 
 # torch's captures set state of the whole process, so there is one at a time.
-_CAPTURING = threading.Lock()
+CAPTURING = threading.Lock()
+
+
+@contextmanager
+def recording(graph: Any, stream: Any, pool: Any) -> Iterator[None]:
+    """Inside, the work of this thread is recorded on `stream` in place of being done.
+
+    Hold CAPTURING from the warm-up on. After a recording that failed, the stream that was current
+    before is so again, which torch.cuda.graph alone does not see to.
+    """
+    with (
+        torch.cuda.stream(stream),
+        torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+    ):
+        yield
 
 
 class Slot:
@@ -106,22 +120,20 @@ class Replay:
     def _capture(self) -> torch.Tensor:
         """Call the function on the slot's stream until it is warm, then record it there.
 
-        Other threads may use the GPU meanwhile, as the recording minds this thread alone.
+        Other threads may use the GPU meanwhile, as the recording minds this thread alone, but not
+        its default random generator, which torch locks for them.
         """
         stream = self._slot.stream
-        with _CAPTURING, torch.cuda.device(self._slot.device):
+        device = torch.cuda.device(self._slot.device)
+        # torch makes tensors of its own in a capture, which a caller's inference mode would spoil.
+        with CAPTURING, device, torch.inference_mode(False):
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UPS):
                     self._call()
             stream.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(
-                graph,
-                pool=self._slot.pool,
-                stream=stream,
-                capture_error_mode="thread_local",
-            ):
+            with recording(graph, stream, self._slot.pool):
                 output = self._call()
         self._graph = graph
         return output

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .cells import coefficients, grid_cells
-from .export.heads import Readout
-from .export.onnx import add_functions
 from .folded import PRECISIONS, AlignedTokens, FoldedFactorTopy
 from .ops import reference
 from .trunk_export import OPSET, quiet_export
@@ -204,6 +202,7 @@ def onnx_cell_form(head: FoldedFactorTopy, folder: Path, threads: int) -> Form:
 
 def onnx_node_form(head: FoldedFactorTopy, folder: Path, threads: int) -> Form:
     """The cell form as `brainfast export` writes it: one node, whose function is inlined."""
+    from .export.heads import Readout  # and with it pydantic, which a GPU's benchmarks do without
 
     def build() -> dict[str, Call]:
         module = Readout(head)
@@ -292,6 +291,8 @@ def export(
     module: nn.Module, examples: Sequence[torch.Tensor], names: Sequence[str], path: Path
 ) -> None:
     """Write a module as ONNX, opset 20; the first axis of every input is the batch."""
+    from .export.onnx import add_functions
+
     with quiet_export():
         program = torch.onnx.export(
             _Flat(module).eval(),

@@ -100,7 +100,10 @@ class GroupEngine:
     def predict(
         self, images: Any, *, subjects: Sequence[str] | None = None, batch_size: int = 32
     ) -> dict[str, Response]:
-        """Responses [B,V_s] in z units of every subject asked for, from one trunk pass an image."""
+        """Responses [B,V_s] in z units of every subject asked for, from one trunk pass an image.
+
+        On a GPU all subjects that the engine was opened with are computed in one go.
+        """
         chosen = self.subjects if subjects is None else tuple(subjects)
         self._check(chosen)
         batches = list(self._answers(images, chosen, batch_size))
@@ -144,7 +147,7 @@ class GroupEngine:
         runner = self._device.runner()
         if runner is not None:
             for batch in iter_bytes(images, batch_size):
-                found = runner.predict(batch)
+                found = runner.predict(batch, subjects)
                 yield {subject: found[:, runner.head.columns[subject]] for subject in subjects}
             return
         projection = self.heads[subjects[0]].projection

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .device_graphs import CAPTURING, recording
 from .errors import BrainfastError
 
 LOOK_EVERY = 100  # steps between two looks at the losses, by which the host waits for the device
@@ -100,7 +101,7 @@ class StaticStep:
 
     def _captured(self, regularised: bool) -> torch.cuda.CUDAGraph:
         """The graph of a step; parameters and moments are as before when it is there."""
-        with torch.cuda.device(self._device):
+        with CAPTURING, torch.cuda.device(self._device):
             side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
@@ -115,7 +116,7 @@ class StaticStep:
                 self._optimizer.zero_grad(set_to_none=True)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=side):
+            with recording(graph, side, self._pool):
                 self._advance(regularised)
             # Both graphs keep their memory in one pool: nothing in it outlives a step.
             self._pool = graph.pool()

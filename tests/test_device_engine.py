@@ -192,6 +192,16 @@ def test_answers_that_are_not_finite_name_the_image(device: str) -> None:
         make(device, trunk=Blind()).predict(images)
 
 
+def test_one_subjects_bad_weights_do_not_spoil_anothers_answer(device: str) -> None:
+    heads, images = subjects(), pictures(2)
+    heads["a"].weight[0, 0] = np.nan
+    runner = make(device, heads)
+    with pytest.raises(BrainfastError, match="response to image 0: expected finite"):
+        runner.predict(images)
+    found = runner.predict(images, ["b"])
+    check(found[:, runner.head.columns["b"]], by_hand(images, heads["b"]))
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [

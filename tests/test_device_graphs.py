@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import re
 import threading
 import time
@@ -158,7 +157,7 @@ def test_keeping_warm_keeps_no_runner_alive() -> None:
     runner.keep_warm(1)
     gone = weakref.ref(runner)
     del runner
-    wait_for(lambda: gc.collect() >= 0 and gone() is None)
+    wait_for(lambda: gone() is None)
 
 
 def test_a_graph_replays_what_the_trunk_and_head_answer_eagerly(gpu: str) -> None:
@@ -177,7 +176,7 @@ def test_streams_of_several_threads(gpu: str) -> None:
 
     def run(case: np.ndarray) -> np.ndarray:
         with torch.cuda.stream(torch.cuda.Stream()):
-            busy = torch.randn(2000, 2000, device=gpu)
+            busy = torch.ones(2000, 2000, device=gpu)
             busy @ busy
             return runner.predict(case)
 

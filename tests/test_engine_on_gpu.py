@@ -89,9 +89,9 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     original = DeviceRunner.predict
 
-    def count(self: DeviceRunner, images: Any) -> Any:
+    def count(self: DeviceRunner, images: Any, *subjects: Any) -> Any:
         counts.append(len(images))
-        return original(self, images)
+        return original(self, images, *subjects)
 
     monkeypatch.setattr(DeviceRunner, "predict", count)
     return counts

@@ -12,7 +12,6 @@ from torchvision.transforms import functional
 
 from brainfast.errors import BrainfastError
 from brainfast.images import (
-    Preprocessing,
     as_images,
     as_sequence,
     hash_image,
@@ -20,6 +19,7 @@ from brainfast.images import (
     load_image,
     preprocess,
 )
+from brainfast.preprocessing import Preprocessing
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 EXIF_ORIENTATION = 0x0112

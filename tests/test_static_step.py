@@ -240,7 +240,7 @@ def test_capturing_leaves_parameters_and_moments_as_they_were(monkeypatch):
     capturing, pools = [], []
 
     @contextmanager
-    def graph(recorded, pool, stream):
+    def graph(recorded, pool, stream, capture_error_mode):
         pools.append(pool)
         capturing.append(recorded)
         yield

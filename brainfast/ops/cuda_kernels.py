@@ -12,6 +12,7 @@ import torch
 from .. import _C
 from ..errors import BrainfastError
 from ..machine import ADD_CUDA_KERNELS
+from ..strict_fp32 import strict_fp32
 
 TOLERANCE = 1e-4  # of the largest value: fp32 sums in another order
 Precision = Literal["fp32", "bf16x3", "bf16"]
@@ -36,7 +37,13 @@ def check_usable(
 
     A no is a warning that says why; `find_difference(device)` says it of the answers, or nothing.
     """
-    problem = find_problem(kernels, device.index or 0) or find_difference(device)
+    unnamed = device.type == "cuda" and device.index is None
+    index = torch.cuda.current_device() if unnamed else device.index
+    problem = find_problem(kernels, index or 0)
+    if not problem:
+        # Whatever the caller has set for its own products, the answers are judged in float32.
+        with strict_fp32(), torch.autocast(device.type, enabled=False), torch.inference_mode(False):
+            problem = find_difference(device)
     if problem:
         warnings.warn(f"{operator} on {device} runs as torch operations: {problem}", stacklevel=3)
     return not problem

@@ -100,7 +100,7 @@ def placed(
     it of any device, False leaves them on the host. Errors: BrainfastError where they are demanded
     and do not fit, before anything is allocated. tell: print the estimate.
     """
-    if resident not in (True, False, "auto"):
+    if resident != "auto" and not isinstance(resident, bool):
         raise BrainfastError("resident", expected="auto, True or False", got=repr(resident))
     if resident is False or (resident == "auto" and device.type != "cuda"):
         return examples

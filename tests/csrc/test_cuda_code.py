@@ -19,7 +19,7 @@ from brainfast import _C
 MAGIC = struct.pack("<IHH", 0xBA55ED50, 1, 16)
 PTX, MACHINE_CODE = 1, 2
 # Sources with kernels and the one that asks the driver.
-SOURCES = 4
+SOURCES = 5
 # Kernels that multiply, by their names in the code, where the precision is part of the name.
 PRODUCTS = re.compile(
     "answer_tiles|differentiate_selectors|differentiate_weight|differentiate_tokens"

@@ -13,10 +13,10 @@ from brainfast import Pool, Session
 from brainfast.bench.made_up import made_up_head
 from brainfast.errors import BrainfastError
 from brainfast.folded_blobgpt import BlobProjection, FoldedBlobGPT
-from brainfast.images import Preprocessing
 from brainfast.loop import replay
 from brainfast.loop.folding import fold
 from brainfast.loop.subject import model_world
+from brainfast.preprocessing import Preprocessing
 from brainfast.tokens import Tokens
 from brainfast.vertex_space import VertexSpace
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from brainfast.errors import BrainfastError
+from brainfast.machine import ADD_CUDA_KERNELS
 from brainfast.ops import cuda_kernels
 
 PLACE = torch.device("cuda:0")
@@ -40,7 +41,7 @@ def test_too_little_memory_names_what_was_asked_for_and_what_fits(monkeypatch, f
 def test_why_the_kernels_cannot_run(monkeypatch, info, words):
     monkeypatch.setattr(cuda_kernels, "_C", SimpleNamespace(Kernels=None, cuda_info=lambda: info))
     assert cuda_kernels.find_problem("Kernels", 0) == words
-    assert cuda_kernels.BUILD in cuda_kernels.find_problem("Others", 0)
+    assert ADD_CUDA_KERNELS in cuda_kernels.find_problem("Others", 0)
 
 
 def test_answers_are_compared_with_the_largest():
