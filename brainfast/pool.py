@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,14 @@ from .pool_build import (
     Projection,
     adding_folder,
     build,
+    check_adding,
+    check_engine,
     finish_swap,
     flat_template,
     list_items,
     make_index,
     swap_added,
+    unchanged,
     unflatten,
 )
 from .pool_choice import Candidate, Rows, choose_apart
@@ -38,11 +42,10 @@ from .pool_file import (
     Dtype,
     Index,
     Items,
-    check_key,
     damaged,
     describe,
-    engine_key,
     images_hash,
+    joined,
     layout,
     read_index,
     read_items,
@@ -123,11 +126,7 @@ class Pool:
         index = read_index(path)
         items = read_items(path, index.items)
         if engine is not None:
-            want = engine_key(engine)
-            if index.basis:
-                weights = load_tensors(path / BASIS_FILE)["weights"]
-                want["basis_hash"] = Projection(engine, weights).hash()
-            check_key(path, index, want)
+            check_engine(path, index, engine)
         if not (path / DATA_FILE).is_file():
             raise BrainfastError(
                 str(path),
@@ -141,6 +140,13 @@ class Pool:
         if (path / DATA_FILE).stat().st_size != place.size or header != place.header:
             raise damaged(path / DATA_FILE)
         return cls(path, index, items, engine)
+
+    def with_engine(self, engine: Engine) -> Pool:
+        """The same pool, to be asked through an engine, which must be the one it was built with."""
+        check_engine(self.path, self.index, engine)
+        found = copy(self)
+        found.engine, found._removed = engine, self._removed.copy()
+        return found
 
     def __len__(self) -> int:
         """How many candidates, without those removed."""
@@ -281,42 +287,36 @@ class Pool:
         Candidates that were removed are left behind. A killed run goes on when it is called again.
         """
         engine, sources = self._need_engine("add"), read_source(source, categories)
-        kept = np.flatnonzero(~self._removed)
         more = list_items(sources)
-        both = set(more.names) & {self.items.names[row] for row in kept}
-        if both:
-            raise BrainfastError(
-                "source",
-                expected="new candidates",
-                got=f"{sorted(both)[0]!r}, which is in the pool",
-            )
-        items = Items(
-            names=tuple(self.items.names[row] for row in kept) + more.names,
-            categories=tuple(self.items.categories[row] for row in kept) + more.categories,
-            digests=tuple(self.items.digests[row] for row in kept) + more.digests,
-        )
-        projection = Projection(engine, self._basis_weights() if self.index.basis else None)
-        index = make_index(projection, items, self.index.features, self.index.key.dtype)
-        index = index.model_copy(update={"basis": self.index.basis})
-        rows = {"features": self.rows.features[kept]}
-        if self.rows.scale is not None:
-            rows["scale"] = self.rows.scale[kept]
-        if progress:
-            tqdm.write(describe(index))
-        build(
-            adding_folder(self.path), index, items, sources, projection, rows, batch_size, progress
-        )
-        swap_added(self.path)
+        with unchanged(self.path, self.index, self.items) as now:
+            self._renew(now)
+            kept = np.flatnonzero(~self._removed)
+            items = joined(now, kept, more)
+            projection = Projection(engine, self._basis_weights() if self.index.basis else None)
+            index = make_index(projection, items, self.index.features, self.index.key.dtype)
+            index = index.model_copy(update={"basis": self.index.basis})
+            check_adding(self.path, index)
+            if progress:
+                tqdm.write(describe(index))
+            rows, place = self.rows.stored(kept), adding_folder(self.path)
+            build(place, index, items, sources, projection, rows, batch_size, progress)
+            swap_added(self.path)
         return Pool.open(self.path, engine)
 
     def remove(self, names: Sequence[str]) -> None:
         """Take candidates out of every choice from now on; their rows stay until something is
-        added."""
+        added. What others removed meanwhile stays removed; a pool that was changed otherwise since
+        it was opened is a BrainfastError."""
         rows = [self._row(name) for name in names]
-        removed = tuple(sorted({*self.items.removed, *rows}))
-        self.items = self.items.model_copy(update={"removed": removed})
-        write_json(self.path / ITEMS_FILE, self.items.model_dump(mode="json"))
-        self._removed[rows] = True
+        with unchanged(self.path, self.index, self.items) as now:
+            removed = tuple(sorted({*now.removed, *rows}))
+            now = now.model_copy(update={"removed": removed})
+            write_json(self.path / ITEMS_FILE, now.model_dump(mode="json"))
+        self._renew(now)
+
+    def _renew(self, items: Items) -> None:
+        self.items = items
+        self._removed[list(items.removed)] = True
 
     def verify(self, source: Any = None, *, categories: str | Path | None = None) -> list[str]:
         """What is wrong with the pool, a line each; an empty list says that it is sound.

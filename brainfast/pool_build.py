@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from .data.token_file import locked, reserve, told_disk_errors
 from .errors import BrainfastError
-from .files import hash_arrays, hash_file, save_tensors, write_json
+from .files import hash_arrays, hash_file, load_tensors, save_tensors, write_json
 from .folded import AlignedTokens, FoldedFactorTopy
 from .folded_blobgpt import Latent
 from .objective import Objective
@@ -37,6 +38,7 @@ from .pool_file import (
     images_hash,
     layout,
     read_index,
+    read_items,
 )
 from .pool_source import Images, Item, digests
 
@@ -165,6 +167,7 @@ def _begin(
         if (index.items, index.features) != (empty.items, empty.features):
             raise damaged(folder / INDEX_FILE)
         if data.is_file() or (partial.is_file() and partial.stat().st_size == place.size):
+            _rename_items(folder, items)
             return index
     elif data.exists():
         raise damaged(folder / INDEX_FILE)
@@ -180,6 +183,14 @@ def _begin(
     index = empty.model_copy(update={"done": done})
     _write_index(folder, index)
     return index
+
+
+def _rename_items(folder: Path, items: Items) -> None:
+    """The same images may bear other names and categories by now; what was removed stays so."""
+    old = read_items(folder, len(items.names))
+    new = items.model_copy(update={"removed": old.removed})
+    if new != old:
+        write_json(folder / ITEMS_FILE, new.model_dump(mode="json"))
 
 
 def _fill(
@@ -230,25 +241,70 @@ def _pieces(array: npt.NDArray[Any]) -> Iterator[slice]:
         yield slice(begin, min(begin + most, array.nbytes))
 
 
+def check_engine(folder: Path, index: Index, engine: Engine) -> None:
+    """Refuse an engine of which the pool's features are not."""
+    want = engine_key(engine)
+    if index.basis:
+        weights = load_tensors(folder / BASIS_FILE)["weights"]
+        want["basis_hash"] = Projection(engine, weights).hash()
+    check_key(folder, index, want)
+
+
+@contextmanager
+def unchanged(folder: Path, index: Index, items: Items) -> Iterator[Items]:
+    """Hold the pool against other writers; its candidates now, which only removals may differ in.
+
+    Once `add` has put another folder in its place, the lock here is that folder's: whoever held or
+    waited for the old one finds the index changed.
+    """
+    with told_disk_errors(folder), locked(folder, LOCK_FILE):
+        now = read_items(folder, read_index(folder).items)
+        if read_index(folder) != index or now.names != items.names:
+            raise BrainfastError(
+                str(folder),
+                expected="the pool as it was opened",
+                got="one that was changed since",
+                remedy="open it again",
+            )
+        yield now
+
+
 def adding_folder(path: Path) -> Path:
     """Where a pool with further candidates grows."""
     return path.with_name(f"{path.name}.adding")
 
 
+def check_adding(path: Path, index: Index) -> None:
+    """Refuse to go on with an interrupted `add` of other candidates."""
+    adding = adding_folder(path)
+    if (adding / INDEX_FILE).is_file():
+        remedy = f"delete {adding} to give up the addition that was interrupted"
+        check_key(adding, read_index(adding), dict(index.key), remedy)
+
+
 def swap_added(path: Path) -> None:
     """Put the pool that `adding_folder` holds in the place of the one at `path`."""
-    old = path.with_name(f"{path.name}.old")
+    old = _replaced_folder(path)
     shutil.rmtree(old, ignore_errors=True)
     os.rename(path, old)
     os.rename(adding_folder(path), path)
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def finish_swap(path: Path) -> None:
     """After a kill between the two renames the new pool is whole and nothing is in its place."""
+    old = _replaced_folder(path)
     if not path.exists() and (adding_folder(path) / DATA_FILE).is_file():
-        os.rename(adding_folder(path), path)
+        with locked(old, LOCK_FILE) if old.is_dir() else nullcontext():
+            os.rename(adding_folder(path), path)
     elif not (path / INDEX_FILE).is_file():
         raise BrainfastError(
             str(path), expected="a pool", got="no pool there", remedy="brainfast pool build"
         )
+    if old.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaced_folder(path: Path) -> Path:
+    """A name that no user's own copy of a pool bears: what lies there may be deleted."""
+    return path.with_name(f".{path.name}.replaced")

@@ -32,6 +32,11 @@ class Rows:
     features: npt.NDArray[Any]  # [N,F]
     scale: npt.NDArray[np.float32] | None  # [N]
 
+    def stored(self, rows: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+        """Some rows as they lie in the file."""
+        found = {"features": self.features[rows]}
+        return found if self.scale is None else found | {"scale": self.scale[rows]}
+
     def best(
         self,
         templates: npt.NDArray[np.float32],  # [O,F]

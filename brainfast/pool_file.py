@@ -41,9 +41,10 @@ STORED: dict[str, tuple[str, Any]] = {
 class Key(BaseModel, extra="forbid", frozen=True):
     """Everything that the numbers in the file depend on.
 
-    head_hash: of what of the folded head stands before the readout (bottlenecks, or filters and
-    maps), so that a pool serves any of its vertices; basis_hash: of the objectives that it was
-    projected on, with the readout behind them; images_hash: of the candidates' bytes, in order.
+    head_precision: of what is computed before the readout; head_hash: of what of the folded head
+    stands there (bottlenecks, or filters and maps), so that a pool serves any of its vertices;
+    basis_hash: of the objectives that it was projected on, with the readout behind them;
+    images_hash: of the candidates' bytes, in order.
     """
 
     trunk: str
@@ -52,6 +53,7 @@ class Key(BaseModel, extra="forbid", frozen=True):
     layers: tuple[int, ...] = Field(min_length=1)
     precision: str
     head: str
+    head_precision: str = "fp32"
     head_hash: str
     basis_hash: str | None
     dtype: Dtype
@@ -88,6 +90,23 @@ class Items(BaseModel, extra="forbid", frozen=True):
         return self
 
 
+def joined(old: Items, kept: npt.NDArray[np.int64], more: Items) -> Items:
+    """Some rows of a pool's candidates and then further ones, which must be new by name."""
+    names, categories, digests = (
+        tuple(column[row] for row in kept) for column in (old.names, old.categories, old.digests)
+    )
+    both = sorted(set(more.names) & set(names))
+    if both:
+        raise BrainfastError(
+            "source", expected="new candidates", got=f"{both[0]!r}, which is in the pool"
+        )
+    return Items(
+        names=names + more.names,
+        categories=categories + more.categories,
+        digests=digests + more.digests,
+    )
+
+
 NAMES = {
     "trunk": "trunk",
     "weights_hash": "trunk weights",
@@ -95,6 +114,7 @@ NAMES = {
     "layers": "layers",
     "precision": "trunk precision",
     "head": "kind of head",
+    "head_precision": "head precision",
     "head_hash": "folded head",
     "basis_hash": "objectives",
     "dtype": "dtype",
@@ -112,6 +132,8 @@ def engine_key(engine: Engine) -> dict[str, Any]:
         "layers": tuple(trunk.layers),
         "precision": engine.runtime.precision,
         "head": "factortopy" if isinstance(head, FoldedFactorTopy) else "blobgpt",
+        # Tokens are aligned in fp32; a latent is computed in the precision of its head.
+        "head_precision": "fp32" if isinstance(head, FoldedFactorTopy) else head.precision,
         "head_hash": _aligner_hash(head),
     }
 
@@ -196,7 +218,12 @@ def _read(path: Path, kind: Any) -> Any:
         raise damaged(path) from error
 
 
-def check_key(folder: Path, index: Index, want: dict[str, Any]) -> None:
+def check_key(
+    folder: Path,
+    index: Index,
+    want: dict[str, Any],
+    remedy: str = "build it again, in a new folder",
+) -> None:
     """Refuse a pool whose key differs from `want` in a field that `want` has, naming it."""
     have = dict(index.key)
     changed = [label for name, label in NAMES.items() if want.get(name, have[name]) != have[name]]
@@ -205,7 +232,7 @@ def check_key(folder: Path, index: Index, want: dict[str, Any]) -> None:
             f"pool {folder}",
             expected="the same " + ", ".join(changed),
             got="a pool of other " + ", ".join(changed),
-            remedy="build it again, in a new folder",
+            remedy=remedy,
         )
 
 
