@@ -43,9 +43,10 @@ class PoolCandidates:
         """Features float32 [n,F] of some candidates."""
         return self._pool.rows.decoded(self._rows[rows])
 
-    def fold(self, objective: Any) -> FoldedObjective:
-        """An objective on these features; the pool must have been opened with its engine."""
-        engine = self._pool.engine
+    def fold(self, objective: Any, engine: Engine | None = None) -> FoldedObjective:
+        """An objective on these features, through their engine: this one, or the pool's own."""
+        pool = self._pool if engine is None else self._pool.with_engine(engine)
+        engine = pool.engine
         if engine is None:
             raise BrainfastError(
                 "objective",
@@ -53,7 +54,7 @@ class PoolCandidates:
                 got="one without",
                 remedy="Pool.open(path, engine)",
             )
-        templates, offset = self._pool.templates(objective)
+        templates, offset = pool.templates(objective)
         goal = Objective.of(objective)
         weights = goal.weights(engine.space)
         return FoldedObjective(", ".join(goal.names), weights, templates, offset[0])
@@ -82,14 +83,21 @@ def folded(objective: Any, pool: Candidates, engine: Engine | None) -> FoldedObj
     """What a session follows: as it is, or folded through the engine of the pool."""
     if isinstance(objective, FoldedObjective):
         return objective
-    if isinstance(pool, PoolCandidates) and engine is None:
-        return pool.fold(objective)
+    if isinstance(pool, PoolCandidates):
+        return pool.fold(objective, engine)
     if engine is None:
         raise BrainfastError(
             "objective",
             expected="a FoldedObjective, or the engine that the features are of",
             got=f"{objective!r:.40} and no engine",
             remedy="give engine=",
+        )
+    if pool.model_hash not in ("", engine.card.model_hash):
+        raise BrainfastError(
+            "engine",
+            expected=f"the model that the features are of ({pool.model_hash[:12]})",
+            got=f"another ({engine.card.model_hash[:12]})",
+            remedy="load that model, or compute the features again",
         )
     return fold(objective, engine)
 

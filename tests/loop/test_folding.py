@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from brainfast import Pool, Session
 from brainfast.bench.made_up import made_up_head
 from brainfast.errors import BrainfastError
 from brainfast.folded_blobgpt import BlobProjection, FoldedBlobGPT
-from brainfast.loop import replay
+from brainfast.loop import ArrayCandidates, replay
 from brainfast.loop.folding import fold
 from brainfast.loop.subject import model_world
 from brainfast.preprocessing import Preprocessing
@@ -147,6 +148,43 @@ def test_a_pool_without_its_engine_takes_no_objective(
     Pool.build(make_engine("blobgpt"), candidates, path=tmp_path / "p")
     with pytest.raises(BrainfastError, match=r"Pool\.open\(path, engine\)"):
         Session(Pool.open(tmp_path / "p"), "FFA - PPA")
+
+
+@pytest.mark.parametrize("project", [None, ["FFA", "PPA"]])
+def test_engine_of_a_pool_may_be_given_to_the_session(
+    make_engine: Any, candidates: Path, tmp_path: Path, project: Any
+) -> None:
+    engine = make_engine("blobgpt")
+    pool = Pool.build(engine, candidates, path=tmp_path / "p", dtype="fp32", project=project)
+    with Session(pool, "FFA - PPA", deadline_ms=60_000) as session:
+        expected = session.next()
+    bare = Pool.open(tmp_path / "p")
+    with Session(bare, "FFA - PPA", engine=engine, deadline_ms=60_000) as session:
+        found = session.next()
+    assert (found.image, found.score) == (expected.image, expected.score)
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_template_of_another_model_is_refused(
+    make_engine: Any, candidates: Path, tmp_path: Path, opened: bool
+) -> None:
+    """The other head has as many features, so that nothing but the key tells."""
+    engine, other = make_engine("blobgpt"), make_engine("blobgpt")
+    pool = Pool.build(engine, candidates, path=tmp_path / "p")
+    projection = other.head.projection
+    changed = replace(projection, latent_bias=projection.latent_bias + 1)
+    other.head = replace(other.head, projection=changed)
+    with pytest.raises(BrainfastError, match="a pool of other folded head"):
+        Session(pool if opened else Pool.open(pool.path), "FFA - PPA", engine=other)
+
+
+def test_features_of_another_model_are_refused() -> None:
+    engine: Any = FakeEngine(blobgpt())
+    features = np.zeros((2, 6), np.float32)
+    with pytest.raises(BrainfastError, match=r"features are of \(other\), got another \(model\)"):
+        Session(ArrayCandidates(features, ["a", "b"], "other"), "FFA", engine=engine)
+    for known in ("", "model"):
+        Session(ArrayCandidates(features, ["a", "b"], known), "FFA", engine=engine).close()
 
 
 def test_what_is_no_pool_is_refused() -> None:
