@@ -70,6 +70,9 @@ class Design:
         variance spread^2 (1 - share) / share. Three quarters of that are linear in the
         components, the rest is each image's own, which counts as noise of its trials. The gain is
         believed to half of itself, the offset to a standard deviation of the score.
+
+        An image's own error is the same in all of its trials, but counts here as independent noise
+        of each: repeats of an image make the posterior more certain than they should.
         """
         d = self.z.shape[1]
         scale = self.spread or 1.0

@@ -12,6 +12,8 @@ from ..errors import BrainfastError
 
 DEFAULT_CEILING = 0.3  # of a vertex about which nothing is known; data correct it
 NOISE_CORRELATION = 0.2
+MOST_LEVELS = 64  # weights that tell regions apart; more of them are a map
+LEAST_SHARE = 0.5  # of a group's weight that must have been measured
 
 
 class Measurement(NamedTuple):
@@ -79,30 +81,48 @@ def measure(
 ) -> Measurement:
     """response = sum_v weights_v * betas_v.
 
-    Where betas are NaN, the weights of those that are there grow so that both the positive and the
-    negative ones keep their sums: the mean of a region stays a mean. The relative noise says what
-    that costs. A side that nothing was measured of is a BrainfastError.
+    Where betas are NaN, the weights of those that are there grow so that each group of vertices
+    keeps its sum: the mean of a region stays a mean, and no region stands in for another. A group
+    is the vertices of one weight; where there are more than 64 weights, those of one sign. So two
+    regions whose vertices weigh exactly the same are one group. The relative noise says what the
+    NaN cost. A group of which less than half is there, by weight, is a BrainfastError.
 
     noise: variance of a trial's noise at every vertex, see `noise_variance`
     """
     whole = weights.astype(np.float64)
     there = np.isfinite(betas)
     kept = np.where(there, whole, 0.0)
-    for side in (whole > 0, whole < 0):
-        if side.any() and not kept[side].any():
-            raise BrainfastError(
-                "measured",
-                expected="a beta at one vertex at least of each side of the objective",
-                got="NaN at all of them",
-                remedy="skip(choice) gives up a lost trial",
-            )
-        if not there[side].all():
-            kept[side] *= whole[side].sum() / kept[side].sum()
+    lacking = bool((~there & (whole != 0)).any())
+    if lacking:
+        kept *= _growth(whole, kept)
     response = float(np.einsum("v,v->", kept, np.where(there, betas, 0.0).astype(np.float64)))
-    if there[whole != 0].all():
+    if not lacking:
         return Measurement(response, 1.0)
     relative = noise_variance(kept, noise) / noise_variance(whole, noise)
     return Measurement(response, relative)
+
+
+def _growth(
+    whole: NDArray[np.float64],  # [V]
+    kept: NDArray[np.float64],  # [V]
+) -> NDArray[np.float64]:  # [V]
+    """By how much what is kept of every group must grow."""
+    levels, group = np.unique(whole, return_inverse=True)
+    if np.count_nonzero(levels) > MOST_LEVELS:
+        levels, group = np.unique(np.sign(whole), return_inverse=True)
+    group = group.reshape(-1)
+    full, left = (np.bincount(group, np.abs(part), len(levels)) for part in (whole, kept))
+    share = np.divide(left, full, out=np.ones_like(full), where=full > 0)
+    if share.min() < LEAST_SHARE:
+        worst = int(np.argmin(share))
+        raise BrainfastError(
+            "measured",
+            expected="betas at half of the weight, at least, of every group of vertices",
+            got=f"{100 * share[worst]:.0f} % of the {np.count_nonzero(group == worst)} vertices"
+            f" of weight {levels[worst]:.4g}",
+            remedy="skip(choice) gives up a lost trial",
+        )
+    return np.asarray(1.0 / share[group])
 
 
 def vertex_noise(

@@ -54,10 +54,44 @@ def test_missing_vertices_keep_the_mean_of_each_side() -> None:
     assert found.relative_noise > 1
 
 
-def test_a_side_without_a_beta_is_refused() -> None:
+def test_a_region_does_not_stand_in_for_another_of_its_sign() -> None:
+    """Two positive weights that hardly differ, betas that do."""
+    weights = np.array([0.25] * 4 + [0.251] * 2, np.float32)
+    betas, noise = np.array([2.0] * 4 + [6.0] * 2, np.float32), np.full(6, 0.7)
+    expected = float(weights.astype(float) @ betas)
+    lost = betas.copy()
+    lost[[1, 5]] = np.nan
+    assert measure(lost, weights, noise).response == pytest.approx(expected)
+    lost[4] = np.nan
+    with pytest.raises(BrainfastError, match=r"half.*got 0 % of the 2 vertices of weight 0\.251"):
+        measure(lost, weights, noise)
+
+
+def test_less_than_half_of_a_region_is_refused() -> None:
+    weights, noise = np.array([0.2] * 5 + [-1.0], np.float32), np.full(6, 0.7)
+    betas = np.array([np.nan, np.nan, 3, 1, 2, 1], np.float32)
+    assert measure(betas, weights, noise).response == pytest.approx(2.0 - 1.0)
+    betas[2] = np.nan
+    with pytest.raises(BrainfastError, match=r"got 40 % of the 5 vertices") as caught:
+        measure(betas, weights, noise)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_map_of_many_weights_has_two_sides() -> None:
+    weights = np.concatenate([np.linspace(1, 2, 70), -np.linspace(1, 2, 70)]).astype(np.float32)
+    betas, noise = np.ones(140, np.float32), np.full(140, 0.7)
+    betas[70:] = 3.0
+    expected = float(weights.astype(float) @ betas)
+    betas[[0, 5, 139]] = np.nan
+    assert measure(betas, weights, noise).response == pytest.approx(expected)
+    betas[70:] = np.nan
+    with pytest.raises(BrainfastError, match="0 % of the 70 vertices"):
+        measure(betas, weights, noise)
+
+
+def test_vertices_that_do_not_count_may_be_missing() -> None:
     weights = np.array([0.5, 0.5, -1.0, 0.0], np.float32)
-    with pytest.raises(BrainfastError, match="each side"):
-        measure(np.array([1, 1, np.nan, 1], np.float32), weights, NOISE)
+    assert measure(np.array([1, 1, 2, np.nan], np.float32), weights, NOISE) == (-1.0, 1.0)
 
 
 def test_noise_of_a_side_adds_up_and_that_of_another_does_not_cancel() -> None:
