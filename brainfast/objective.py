@@ -56,7 +56,8 @@ class Objective:
 
     terms: an expression such as "FFA - PPA" or "mean(V1v) + 0.5*EBA", where a name is the mean over
     that region's vertices (see `expression.expression_weights`), weights [V] or [O,V], or a
-    sequence of expressions and weights [V]. Nothing is looked up before a subject is there.
+    sequence of expressions, weights [V] and other objectives. Nothing is looked up before a subject
+    is there.
     """
 
     terms: tuple[Term, ...]
@@ -120,7 +121,8 @@ def _as_terms(given: Any) -> tuple[Term, ...]:
         return (given,)
     if isinstance(given, Objective):
         return given.terms
-    if isinstance(given, Sequence) and any(isinstance(item, str | MeshWeights) for item in given):
+    named = str | MeshWeights | Objective
+    if isinstance(given, Sequence) and any(isinstance(item, named) for item in given):
         return tuple(term for item in given for term in _as_terms(item))
     try:
         array = np.array(given, dtype=np.float32)

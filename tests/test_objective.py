@@ -268,3 +268,9 @@ def test_a_response_correlates_with_itself(engine):
 def test_bad_patterns(arguments, words):
     with pytest.raises(BrainfastError, match=words):
         TargetPattern(*arguments).fold(ENGINES["blobgpt"][0])
+
+
+def test_a_list_of_objectives_is_all_of_them() -> None:
+    several = Objective([Objective("PPA"), Objective(["V1v", "EBA"]), np.ones(V)])
+    assert several.names == ("PPA", "V1v", "EBA", "weights 3")
+    np.testing.assert_allclose(several.weights(SPACE)[0], mean_of("PPA"), rtol=1e-6)

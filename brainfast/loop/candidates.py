@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -63,6 +64,14 @@ class ArrayCandidates:
                 expected=f"floats [N,F] of {len(self.ids)} candidates",
                 got=f"{values.dtype} {list(values.shape)}",
             )
+        wrong = [name for name in self.ids if not isinstance(name, str)]
+        if wrong:
+            raise BrainfastError(
+                "ids",
+                expected="texts",
+                got=f"{wrong[0]!r} of type {type(wrong[0]).__name__}",
+                remedy="give str(id)",
+            )
         values = np.ascontiguousarray(values, dtype=np.float32)
         names = np.frombuffer("\0".join(self.ids).encode(), dtype=np.uint8)
         object.__setattr__(self, "values", values)
@@ -107,6 +116,10 @@ class FoldedObjective:
                 f"weights of {self.name}", expected="one that is not 0", got="zeros only"
             )
         object.__setattr__(self, "offset", float(self.offset))
+        if not math.isfinite(self.offset):
+            raise BrainfastError(
+                f"offset of {self.name}", expected="a finite number", got=str(self.offset)
+            )
 
 
 def check_candidates(pool: Candidates) -> tuple[str, ...]:

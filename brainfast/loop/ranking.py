@@ -5,9 +5,10 @@ A live session and a replay both call these; nothing here knows a clock, a threa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,20 @@ from .posterior import Posterior, Prior, fit, narrowed
 
 Floats = NDArray[np.float64]
 Strategy = Literal["greedy", "ucb", "thompson", "explore", "random"]
+N = TypeVar("N", int, float)
 Source = Literal["fresh", "stale", "fallback"]
 Status = Literal["outstanding", "told", "skipped"]
 
 RANDOM_FALLBACK = "random"
 _RANKING, _FALLBACK = 0, 1  # streams of random numbers
+
+
+def as_number(name: str, given: Any, kind: Callable[[Any], N]) -> N:
+    """A plain int or float, from numpy's too."""
+    try:
+        return kind(given)
+    except (TypeError, ValueError) as error:
+        raise BrainfastError(name, expected="a number", got=repr(given)) from error
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,13 @@ class Options:
     fallback: str = RANDOM_FALLBACK
     exclude: tuple[str, ...] = ()
     model_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Numbers of numpy become Python's, which a log can hold."""
+        for name in ("repeats", "seed"):
+            object.__setattr__(self, name, as_number(name, getattr(self, name), operator.index))
+        for name in ("kappa", "model_share"):
+            object.__setattr__(self, name, as_number(name, getattr(self, name), float))
 
     def check(self, design: Design) -> None:
         """Refuse what does not fit together."""

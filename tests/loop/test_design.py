@@ -123,6 +123,17 @@ def test_bad_objectives_are_refused(
         FoldedObjective("x", weights, template, 0.0)
 
 
+@pytest.mark.parametrize("offset", [np.nan, np.inf])
+def test_offset_must_be_finite(offset: float) -> None:
+    with pytest.raises(BrainfastError, match="offset of x: expected a finite number"):
+        FoldedObjective("x", np.ones(2), np.ones(3), offset)
+
+
+def test_ids_must_be_texts() -> None:
+    with pytest.raises(BrainfastError, match=r"ids: expected texts, got 1 of type int; give str"):
+        ArrayCandidates(np.zeros((2, 3), np.float32), [1, 2])  # type: ignore[list-item]
+
+
 def test_features_must_fit_their_ids() -> None:
     with pytest.raises(BrainfastError, match="of 3 candidates"):
         ArrayCandidates(np.zeros((2, 3), np.float32), list("abc"))
