@@ -69,20 +69,24 @@ def rehearse(
 ) -> None:
     """Run a session against a simulated subject: regret, lateness, and the time of every stage."""
     if demo == (model is not None) or (model is None) == bool(images):
-        raise BrainfastError("rehearse", expected="MODEL and --images, or --demo", got="neither")
+        given = {"MODEL": model is not None, "--images": bool(images), "--demo": demo}
+        got = " and ".join(name for name, there in given.items() if there) or "neither"
+        raise BrainfastError("rehearse", expected="MODEL and --images, or --demo", got=got)
     for path in filter(None, (log, out)):
         check_writable(path.resolve().parent)
     from .loop import Session
-    from .loop.made_up import made_up_world
-    from .loop.rehearse import Schedule, rehearse
+    from .loop.made_up import CANDIDATES, made_up_world
+    from .loop.rehearse import Schedule, check_enough, rehearse
     from .loop.subject import SimulatedSubject
 
     schedule = Schedule(trials, interval_s, jitter_s, tr_s, dropped)
     schedule.check()
+    paths = image_paths(images or []) if images else []
+    check_enough(schedule, CANDIDATES if model is None else len(paths), repeats)
     if model is None:
         world = made_up_world(objective, seed=seed)
     else:
-        world = _world(model, image_paths(images or []), objective, subject, ncsnr)
+        world = _world(model, paths, objective, subject, ncsnr)
     person = SimulatedSubject(world, model_error=model_error, seed=seed)
     with Session(
         world.pool,
@@ -148,10 +152,11 @@ def _world(
 
 def _lines(run: Rehearsed) -> list[str]:
     about = run.summary()
+    late = f"{100 * about['late_share']:.1f} % late" if run.paced else "lateness not paced"
     lines = [
         f"{about['objective']}, {about['strategy']}: {about['trials']} trials,"
         f" {about['lost_trials']} lost to dropped volumes,"
-        f" {100 * about['late_share']:.1f} % late (deadline {about['deadline_ms']:g} ms)",
+        f" {late} (deadline {about['deadline_ms']:g} ms)",
         f"mean regret {about['mean_regret']:.3f} z against the best image left;"
         f" model alone {about['mean_regret_of_model_alone']:.3f},"
         f" random {about['mean_regret_of_random']:.3f}",

@@ -10,6 +10,7 @@ from .candidates import ArrayCandidates, FoldedObjective
 from .subject import World, groups_of
 
 REGIONS = ("V1v", "EBA", "FFA-1", "PPA")
+CANDIDATES = 2000
 CATEGORIES = 8
 FEATURES = 96
 EXPLAINED = 0.5  # of what could be explained: the variance of a prediction over the ceiling
@@ -60,7 +61,7 @@ def made_up_ceiling(space: VertexSpace, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, 3]).uniform(0.1, 0.5, space.V)
 
 
-def made_up_world(text: str, *, candidates: int = 2000, seed: int = 0) -> World:
+def made_up_world(text: str, *, candidates: int = CANDIDATES, seed: int = 0) -> World:
     """All of it together, for an objective such as "FFA - PPA"."""
     space = made_up_space()
     features, ceiling = made_up_features(candidates, seed), made_up_ceiling(space, seed)

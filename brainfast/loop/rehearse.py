@@ -51,6 +51,17 @@ class Schedule:
             )
 
 
+def check_enough(schedule: Schedule, candidates: int, repeats: int) -> None:
+    """Refuse more trials than candidates can fill; ask before anything is written."""
+    if schedule.trials > candidates * repeats:
+        raise BrainfastError(
+            "trials",
+            expected=f"at most {candidates * repeats}, of {candidates} candidates",
+            got=str(schedule.trials),
+            remedy="give more images, or raise repeats",
+        )
+
+
 @dataclass(frozen=True)
 class Arrival:
     """When the beta of a trial is there, and the share of its response that was recorded."""
@@ -90,7 +101,8 @@ class Played:
 class Rehearsed:
     """What happened. random_regret [runs,trials]: of choosing at random, other seeds.
 
-    model_regret [trials]: of the model as it was before the first measurement
+    model_regret [trials]: of the model as it was before the first measurement; paced: whether
+    trials came at a real pace, without which nothing can be late
     """
 
     objective: str
@@ -100,6 +112,7 @@ class Rehearsed:
     random_regret: Floats
     model_regret: Floats
     stages: Mapping[str, Sequence[float]]
+    paced: bool
 
     @property
     def regret(self) -> Floats:
@@ -110,6 +123,10 @@ class Rehearsed:
         """Share of such measurements; of a calibrated model 0.68."""
         inside = [trial.within for trial in self.played if trial.within is not None]
         return float(np.mean(inside)) if inside else None
+
+    def _late(self) -> float | None:
+        late = float(np.mean([trial.choice.late for trial in self.played]))
+        return late if self.paced else None
 
     def summary(self) -> dict[str, Any]:
         """Numbers for a script; times in milliseconds."""
@@ -125,7 +142,7 @@ class Rehearsed:
             "trials": len(self.played),
             "lost_trials": lost,
             "within_one_sd": self._within(),
-            "late_share": float(np.mean([trial.choice.late for trial in self.played])),
+            "late_share": self._late(),
             "deadline_ms": self.deadline_ms,
             "mean_regret": float(self.regret.mean()),
             "mean_regret_of_model_alone": float(self.model_regret.mean()),
@@ -172,6 +189,9 @@ def rehearse(
     seeds alone.
     """
     schedule.check()
+    excluded = len(set(session.options.exclude))
+    left = len(subject.world.pool) - excluded
+    check_enough(schedule, left, session.options.repeats)
     random = np.random.default_rng([seed, 4])
     onsets = np.arange(schedule.trials) * schedule.interval_s
     onsets = onsets + random.uniform(0.0, schedule.jitter_s, schedule.trials)
@@ -183,11 +203,13 @@ def rehearse(
     moments += [(there.seconds, trial, run.measure) for trial, there in enumerate(coming)]
     for moment, trial, act in sorted(moments, key=lambda entry: entry[:2]):
         clock.sleep_until(moment)
-        if math.isinf(speed):
-            session.wait()
+        if math.isinf(speed) and not session.wait():
+            raise BrainfastError(
+                "ranking", expected="one that ends", got=session.problem or "none in time"
+            )
         act(trial)
     session.flush()
-    return run.result(seed)
+    return run.result(seed, paced=math.isfinite(speed))
 
 
 class _Run:
@@ -226,7 +248,7 @@ class _Run:
         measured = float(weights.astype(np.float64) @ betas)
         self._played[trial] = replace(played, measured=measured)
 
-    def result(self, seed: int) -> Rehearsed:
+    def result(self, seed: int, paced: bool) -> Rehearsed:
         """All of it, and what others would have done."""
         options, T = self._session.options, len(self._played)
         world = self._subject.world
@@ -242,6 +264,7 @@ class _Run:
             random_regret=np.stack([regrets(self._true, run, options.repeats) for run in runs]),
             model_regret=regrets(self._true, every[:T], options.repeats),
             stages=self._session.stages(),
+            paced=paced,
         )
 
 

@@ -25,7 +25,7 @@ from .folding import as_candidates, folded
 from .log import FORMAT, FORMAT_VERSION, LogWriter, encode_betas, read_log
 from .measured import check_betas, measure
 from .posterior import MAX_COLUMNS
-from .ranking import Options, Progress, Source, Strategy, decide
+from .ranking import Options, Progress, Source, Strategy, as_number, decide
 from .replay import Restored, restore
 from .worker import Ranker
 
@@ -104,6 +104,7 @@ class Session:
         design = Design.build(candidates, goal, components=components, ceiling=ceiling, seed=seed)
         options = Options(strategy, kappa, repeats, seed, fallback, tuple(exclude), model_share)
         options.check(design)
+        deadline_ms = as_number("deadline_ms", deadline_ms, float)
         if not 0 < deadline_ms < 1e6:
             raise BrainfastError("deadline_ms", expected="above 0", got=str(deadline_ms))
         self._start(Progress(design, options), deadline_ms, clock or SystemClock())
@@ -127,7 +128,8 @@ class Session:
         session.dropped_bytes = file.torn
         with session._closed_by_errors():
             session._log = LogWriter(file.path, file, session._record, session._clock.monotonic)
-            session._append({"event": "resumed", "dropped_bytes": file.torn})
+            about = {"dropped_bytes": file.torn, "versions": versions()}
+            session._append({"event": "resumed", **about})
             session._ranker.start(READY_S)
         return session
 
@@ -247,9 +249,13 @@ class Session:
         return ranking.mean, np.sqrt(variance)
 
     def wait(self, seconds: float = READY_S) -> bool:
-        """Wait until everything told is in the ranking; whether it is."""
+        """Wait until everything told is in the ranking; whether it is.
+
+        False at once where that ranking failed: `problem` tells why.
+        """
         with self._condition:
-            return self._clock.wait_for(self._condition, self._ranker.is_fresh, seconds)
+            self._clock.wait_for(self._condition, self._ranker.is_settled, seconds)
+            return self._ranker.is_fresh()
 
     def flush(self) -> None:
         """Return when every line of the log is on the disk."""

@@ -52,6 +52,10 @@ class Ranker:
         """Whether the ranking is of the present progress; ask with the condition held."""
         return self.ranking is not None and self.ranking.version == self._progress.version
 
+    def is_settled(self) -> bool:
+        """Whether the present progress was ranked, or failed to be; ask likewise."""
+        return self._tried >= self._progress.version
+
     def _run(self) -> None:
         while True:
             with self._condition:

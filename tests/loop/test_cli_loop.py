@@ -34,6 +34,7 @@ def test_demo_prints_regret_and_times_and_writes_what_is_asked(tmp_path: Path) -
     assert run.exit_code == 0, run.output
     assert "8 trials" in run.stdout
     assert "mean regret" in run.stdout
+    assert "lateness not paced" in run.stdout
     assert out.stat().st_size > 10_000
     again = brainfast("replay", log)
     assert again.exit_code == 0
@@ -50,10 +51,21 @@ def test_json_is_the_same_run(tmp_path: Path) -> None:
     assert first["trials"] == 8
 
 
+def test_a_small_folder_is_told_before_a_log_is_begun(tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(b"")
+    log = tmp_path / "s.jsonl"
+    line = refusal("rehearse", "model", "--images", tmp_path, "--log", log)
+    assert "trials: expected at most 1, of 1 candidates, got 100" in line
+    assert not log.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("rehearse",), "MODEL and --images, or --demo"),
+        (("rehearse",), "MODEL and --images, or --demo, got neither"),
+        ((*DEMO, "--images", "x"), "MODEL and --images, or --demo, got --images and --demo"),
+        (("rehearse", "m", "--demo", "--images", "x"), "got MODEL and --images and --demo"),
+        (("rehearse", "--demo", "--trials", "2001"), "at most 2000, of 2000 candidates"),
         ((*DEMO, "--objective", "FFA - XX"), "V1v"),
         ((*DEMO, "--objective", "FFA -"), "objective"),
         ((*DEMO, "--tr-s", "0"), "schedule"),

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from brainfast.errors import BrainfastError
-from brainfast.loop import Session, read_log, replay
+from brainfast.loop import Session, read_log, replay, worker
 from brainfast.loop.clock import ExperimentClock
 from brainfast.loop.made_up import made_up_world
 from brainfast.loop.rehearsal_plot import plot
@@ -147,6 +147,38 @@ def test_real_time_runs_at_its_speed(world: World) -> None:
     endless = ExperimentClock(math.inf)
     endless.sleep_until(1e9)
     assert endless.now() == 1e9
+
+
+def test_more_trials_than_images_are_refused_before_the_first(world: World, tmp_path: Path) -> None:
+    log = tmp_path / "s.jsonl"
+    with pytest.raises(BrainfastError, match="trials: expected at most 300, of 300 candidates"):
+        run(world, Schedule(trials=301), log=log)
+    assert len(read_log(log).events) == 1
+    few = tuple(world.pool.ids[:290])
+    with pytest.raises(BrainfastError, match="at most 20, of 10 candidates, got 21"):
+        run(world, Schedule(trials=21), exclude=few, repeats=2)
+    assert len(run(world, Schedule(trials=20), exclude=few, repeats=2).played) == 20
+
+
+def test_a_ranking_that_fails_ends_a_rehearsal(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, calls = worker.rank, []
+
+    def rank(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) > 3:
+            raise MemoryError("no room")
+        return right(*given)
+
+    monkeypatch.setattr(worker, "rank", rank)
+    with pytest.raises(BrainfastError, match=r"ranking: .*no room"):
+        run(world)
+
+
+def test_nothing_is_late_where_nobody_waits(world: World) -> None:
+    assert run(world, Schedule(trials=3)).summary()["late_share"] is None
+    assert run(world, Schedule(trials=3), speed=500.0).summary()["late_share"] is not None
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, math.nan])

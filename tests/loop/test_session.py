@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from brainfast.errors import BrainfastError
-from brainfast.loop import ArrayCandidates, worker
+from brainfast.loop import ArrayCandidates, read_log, worker
 from brainfast.loop.design import Design
 from brainfast.loop.ranking import rank
 from loop_world import READOUT, WEIGHTS, N, TestClock, V, betas, features, play, pool, session
@@ -226,6 +226,7 @@ def test_a_ranking_that_fails_leaves_the_one_before(gate: Gate) -> None:
         late = running.next()
         assert (late.source, late.late) == ("stale", True)
         assert "no room" in str(running.problem)
+        assert not running.wait(30)
         gate.fail = None
         running.tell(late, betas(late))
         assert running.wait(30)
@@ -299,6 +300,8 @@ def test_a_closed_session_is_refused() -> None:
         ({"repeats": 0}, "repeats"),
         ({"seed": -1}, "seed"),
         ({"model_share": 1.0}, "model_share"),
+        ({"seed": 0.5}, "seed: expected a number, got 0.5"),
+        ({"deadline_ms": "soon"}, "deadline_ms: expected a number, got 'soon'"),
         ({"fallback": "nobody"}, "ids of the pool, got 'nobody'"),
         ({"exclude": ["nobody"]}, "ids of the pool"),
         ({"deadline_ms": 0.0}, "deadline_ms"),
@@ -312,6 +315,15 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
     with pytest.raises(BrainfastError, match=message):
         session(**options)
     assert threading.active_count() == before
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    log = tmp_path / "s.jsonl"
+    options = {"seed": np.int64(3), "repeats": np.int32(2), "kappa": np.float32(0.5)}
+    with session(log=log, deadline_ms=np.float32(5e4), **options) as running:
+        running.next()
+    header = read_log(log).header
+    assert (header["options"]["seed"], header["deadline_ms"]) == (3, 5e4)
 
 
 def test_regions_need_an_engine() -> None:
