@@ -184,7 +184,7 @@ def _replay_values(found: Replayed) -> dict[str, Any]:
 
 
 def _remedy(found: Replayed) -> str:
-    from .loop.session import versions
+    from .loop.versions import versions
 
     here = versions()
     other = [

@@ -91,12 +91,15 @@ class FoldedObjective:
     """score = features . template + offset, which is weights . response of the model.
 
     weights [V] float32 on the engine's vertices; template [F] float32.
+    space_hash, subject: of these vertices, where known; betas of others are then refused
     """
 
     name: str
     weights: Floats  # [V]
     template: Floats  # [F]
     offset: float
+    space_hash: str = ""
+    subject: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("weights", "template"):

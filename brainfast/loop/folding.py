@@ -57,7 +57,10 @@ class PoolCandidates:
         templates, offset = pool.templates(objective)
         goal = Objective.of(objective)
         weights = goal.weights(engine.space)
-        return FoldedObjective(", ".join(goal.names), weights, templates, offset[0])
+        space = engine.space
+        return FoldedObjective(
+            ", ".join(goal.names), weights, templates, offset[0], space.hash(), space.subject
+        )
 
 
 def as_candidates(pool: Any) -> Candidates:
@@ -74,8 +77,14 @@ def fold(objective: Any, engine: Engine) -> FoldedObjective:
     goal = Objective.of(objective)
     template = goal.fold(engine)
     folded = template.tokens if hasattr(template, "tokens") else template.latent
+    space = engine.space
     return FoldedObjective(
-        ", ".join(goal.names), goal.weights(engine.space), folded.flat(), template.offset[0]
+        ", ".join(goal.names),
+        goal.weights(space),
+        folded.flat(),
+        template.offset[0],
+        space.hash(),
+        space.subject,
     )
 
 

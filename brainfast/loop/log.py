@@ -87,9 +87,12 @@ class LogWriter:
         self._thread.start()
 
     def append(self, event: Mapping[str, Any]) -> None:
-        """Write one line; a disk that refuses it is a BrainfastError and leaves no part of it."""
-        if self._error is not None:
-            raise _refused(self.path, self._error) from self._error
+        """Write one line; a disk that refuses it is a BrainfastError and leaves no part of it.
+
+        Where a sync failed, or a part of a line is left, nothing can be trusted to follow: then
+        every further line is refused, and the error says how to go on.
+        """
+        self._raise_error()
         if self._closing:  # its number may be another file's by now
             raise BrainfastError(str(self.path), expected="an open log", got="a closed one")
         line, seal = sealed(event, self._seal)
@@ -98,21 +101,22 @@ class LogWriter:
             if written < len(line):
                 raise OSError(None, "a part of the line only, the disk is full")
         except OSError as error:
-            os.ftruncate(self._file, self._size)
-            os.lseek(self._file, self._size, os.SEEK_SET)
-            raise _refused(self.path, error) from error
+            self._take_back()
+            self._raise_error()
+            raise _refused(self.path, error, "free some space and call again") from error
         self._size, self._seal = self._size + len(line), seal
         with self._condition:
             self._written += 1
             self._condition.notify_all()
 
     def flush(self) -> None:
-        """Return when every line is on the disk."""
+        """Return when every line is on the disk; a disk that fails is a BrainfastError."""
         with self._condition:
             self._condition.wait_for(lambda: self._synced == self._written or self._error)
+        self._raise_error()
 
     def close(self) -> None:
-        """Sync what is left and let the file go."""
+        """Sync what is left and let the file go; lines that are not synced are an error then."""
         if self._closing:
             return
         with self._condition:
@@ -120,6 +124,20 @@ class LogWriter:
             self._condition.notify_all()
         self._thread.join()
         os.close(self._file)
+        self._raise_error()
+
+    def _take_back(self) -> None:
+        """Cut off a part of a line; where that fails, nothing may be glued to it."""
+        try:
+            os.ftruncate(self._file, self._size)
+            os.lseek(self._file, self._size, os.SEEK_SET)
+        except OSError as error:
+            self._error = error
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            remedy = "mend the disk, close this session and go on with Session.resume(log)"
+            raise _refused(self.path, self._error, remedy) from self._error
 
     def _sync(self) -> None:
         while True:
@@ -132,7 +150,11 @@ class LogWriter:
             try:
                 os.fsync(self._file)
             except OSError as error:
-                self._error = error
+                # The system may forget what it could not write: a later sync would prove nothing.
+                with self._condition:
+                    self._error = error
+                    self._condition.notify_all()
+                return
             self._stages("sync", self._clock() - start)
             with self._condition:
                 self._synced = upto
@@ -244,10 +266,10 @@ def _in_use(path: Path) -> BrainfastError:
     return BrainfastError(str(path), expected="a log that nobody writes", got="another session's")
 
 
-def _refused(path: Path, error: OSError) -> BrainfastError:
+def _refused(path: Path, error: OSError, remedy: str) -> BrainfastError:
     return BrainfastError(
         str(path),
         expected="a disk that takes the log",
         got=error.strerror or str(error),
-        remedy="free some space",
+        remedy=remedy,
     )

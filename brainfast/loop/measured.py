@@ -9,11 +9,30 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from ..errors import BrainfastError
+from ..response import Response
 
 DEFAULT_CEILING = 0.3  # of a vertex about which nothing is known; data correct it
 NOISE_CORRELATION = 0.2
 MOST_LEVELS = 64  # weights that tell regions apart; more of them are a map
 LEAST_SHARE = 0.5  # of a group's weight that must have been measured
+
+
+class Space(NamedTuple):
+    """Whose betas a session takes; hash: of the vertices, "" where they are not known."""
+
+    hash: str = ""
+    subject: str | None = None
+
+    def __str__(self) -> str:
+        vertices = f"vertices {self.hash[:12]}" if self.hash else "vertices of an unknown space"
+        return f"{self.subject or 'an unnamed subject'} ({vertices})"
+
+    def fits(self, other: Space) -> bool:
+        """Whether nothing that both know differs."""
+        return all(
+            not mine or not theirs or mine == theirs
+            for mine, theirs in zip(self, other, strict=True)
+        )
 
 
 class Measurement(NamedTuple):
@@ -44,6 +63,29 @@ def project(
     values = np.asarray(given @ volume.reshape(-1).astype(np.float64))
     values[np.diff(given.indptr) == 0] = np.nan
     return values.astype(np.float32)
+
+
+def betas_of(measured: Any, subject: str | None, own: Space) -> Any:
+    """What `tell` was given, once it is known to be of the session's vertices and subject.
+
+    measured: betas [V], or a `Response` to one image, whose space is compared
+    """
+    given = Space("", subject)
+    if isinstance(measured, Response):
+        if len(measured) != 1:
+            raise BrainfastError(
+                "measured", expected="the response to one image", got=f"to {len(measured)}"
+            )
+        given = Space(measured.space.hash(), subject or measured.space.subject)
+        measured = measured.values[0]
+    if not own.fits(given):
+        raise BrainfastError(
+            "measured",
+            expected=f"betas of {own}",
+            got=f"those of {given}",
+            remedy="give each subject's betas to its own session",
+        )
+    return measured
 
 
 def check_betas(measured: Any, V: int) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from .candidates import Candidates
 from .design import Design, design_path
 from .folding import as_candidates
 from .log import LogFile, decode_betas, line_error, read_log
-from .measured import Measurement, check_betas, measure
+from .measured import Measurement, Space, check_betas, measure
 from .ranking import Options, Progress, Ranking, Trial, decide, rank
 
 
@@ -23,6 +23,7 @@ class Restored:
     progress: Progress
     deadline_ms: float
     choices: tuple[dict[str, Any], ...]
+    space: Space
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def replay(log: str | Path, pool: Any = None) -> Replayed:
         told=kinds.count("tell"),
         skipped=kinds.count("skip"),
         resumed=kinds.count("resumed"),
-        late=sum(bool(event.get("late")) for event in file.events),
+        late=len({event.get("trial") for event in file.events if event.get("late")}),
         torn_bytes=file.torn,
         difference=difference,
         versions=file.header.get("versions", {}),
@@ -92,8 +93,12 @@ def restore(file: LogFile, pool: Any = None) -> Restored:
     progress, deadline_ms = _opened(file, pool)
     for number, event in _events(file):
         _apply(progress, event, file.path, number)
-    choices = tuple(event for event in file.events if event["event"] == "choice")
-    return Restored(progress, deadline_ms, choices)
+    choices = [event for event in file.events if event["event"] == "choice"]
+    for event in file.events:
+        if event["event"] == "overrun":
+            late = {name: event[name] for name in ("late", "latency_ms")}
+            choices[event["trial"]] = choices[event["trial"]] | late
+    return Restored(progress, deadline_ms, tuple(choices), space_of(file.header))
 
 
 def _opened(file: LogFile, pool: Any) -> tuple[Progress, float]:
@@ -122,6 +127,11 @@ def _check_pool(path: Path, hashes: Mapping[str, str], pool: Candidates) -> None
             )
 
 
+def space_of(header: Mapping[str, Any]) -> Space:
+    """Whose betas a log's session takes."""
+    return Space(header.get("space_hash", ""), header.get("subject"))
+
+
 def _events(file: LogFile) -> Iterator[tuple[int, dict[str, Any]]]:
     return ((number, event) for number, event in enumerate(file.events, start=1) if number > 1)
 
@@ -140,11 +150,15 @@ def _apply(progress: Progress, event: dict[str, Any], path: Path, number: int) -
                 progress.tell(
                     event["trial"], Measurement(event["response"], event["relative_noise"])
                 )
+        elif kind == "overrun":
+            progress.outstanding(event["trial"])
+            if not (event["late"] is True and isinstance(event["latency_ms"], float)):
+                raise ValueError("no late and latency_ms")
         elif kind != "resumed":
             raise KeyError(kind)
     except BrainfastError as error:
         raise line_error(path, number, expected=error.expected, got=error.got) from error
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise line_error(path, number, expected="an event of a session", got=str(error)) from error
 
 

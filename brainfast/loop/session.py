@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import platform
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 
 from ..errors import BrainfastError
-from ..machine import cpu_model
 from .candidates import Candidates, FoldedObjective
 from .clock import Clock, SystemClock, lsl_clock
 from .design import Design, design_path
 from .folding import as_candidates, folded
 from .log import FORMAT, FORMAT_VERSION, LogWriter, encode_betas, read_log
-from .measured import check_betas, measure
+from .measured import Space, betas_of, check_betas, measure
 from .posterior import MAX_COLUMNS
 from .ranking import Options, Progress, Source, Strategy, as_number, decide
 from .replay import Restored, restore
+from .versions import versions
 from .worker import Ranker
 
 if TYPE_CHECKING:
@@ -48,7 +45,8 @@ class Choice:
     all None for a fallback, which nothing was computed for
     ties: how many candidates shared the value; the lowest row was taken
     source: "fresh", all that was told is in it; "stale", the best so far; "fallback"
-    late: not fresh, or after the deadline;  latency_ms: from the call to the decision
+    late: not fresh, or after the deadline;  latency_ms: from the call to the decision, or where
+    writing it down took until after the deadline, to the end of that
     """
 
     image: str
@@ -108,6 +106,7 @@ class Session:
         if not 0 < deadline_ms < 1e6:
             raise BrainfastError("deadline_ms", expected="above 0", got=str(deadline_ms))
         self._start(Progress(design, options), deadline_ms, clock or SystemClock())
+        self._space = Space(goal.space_hash, goal.subject)
         with self._closed_by_errors():
             if log is not None:
                 self._open_log(Path(log), candidates, goal)
@@ -125,6 +124,7 @@ class Session:
         session = cls.__new__(cls)
         session._start(restored.progress, restored.deadline_ms, clock or SystemClock())
         session._restore_choices(restored)
+        session._space = restored.space
         session.dropped_bytes = file.torn
         with session._closed_by_errors():
             session._log = LogWriter(file.path, file, session._record, session._clock.monotonic)
@@ -172,20 +172,23 @@ class Session:
             self._append({"event": "choice", **asdict(choice), **about})
             self._progress.choose(decision.row)
             self._choices.append(choice)
+            choice = self._overrun(choice, start)
             self._condition.notify_all()
         self._record("choose", self._clock.monotonic() - start)
         return choice
 
-    def tell(self, choice: Choice, measured: Any) -> None:  # [V]
+    def tell(self, choice: Choice, measured: Any, *, subject: str | None = None) -> None:
         """What was measured for a choice: z-scored betas [V] in the engine's vertices.
 
-        NaN where nothing was measured. Late, in any order, with others outstanding. A choice that
-        was told or skipped before, betas of another length, infinities and NaN at all vertices are
-        a BrainfastError, and the session is as before.
+        Or a `Response` to one image, whose vertices and subject are then compared with the
+        session's; so is `subject` where it is given. NaN where nothing was measured. Late, in any
+        order, with others outstanding. A choice that was told or skipped before, betas of others
+        or of another length, infinities, and NaN at more than half of a region are a
+        BrainfastError, and the session is as before.
         """
         start = self._clock.monotonic()
         design = self._progress.design
-        betas = check_betas(measured, design.V)
+        betas = check_betas(betas_of(measured, subject, self._space), design.V)
         measurement = measure(betas, design.weights, design.noise)
         text = encode_betas(betas)
         with self._condition:
@@ -266,9 +269,9 @@ class Session:
         """Stop the threads; the log is synced first."""
         self._ranker.stop()
         with self._condition:
+            self._closed = True
             if self._log is not None:
                 self._log.close()
-            self._closed = True
 
     def __enter__(self) -> Session:
         return self
@@ -283,6 +286,7 @@ class Session:
         self._choices: list[Choice] = []
         self._stages = {name: deque[float](maxlen=STAGES_KEPT) for name in STAGES}
         self._log: LogWriter | None = None
+        self._begun: list[Path] = []
         self._latest, self._closed = -np.inf, False
         self._ranker: Ranker = Ranker(progress, self._condition, clock, self._record)
 
@@ -291,19 +295,34 @@ class Session:
         try:
             yield
         except BaseException:
-            self.close()
+            with suppress(BrainfastError):  # the first error tells more
+                self.close()
+            for path in self._begun:
+                path.unlink(missing_ok=True)
             raise
 
     def _open_log(self, path: Path, pool: Candidates, goal: FoldedObjective) -> None:
         design, options = self._progress.design, self._progress.options
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         self._log = LogWriter(path, None, self._record, self._clock.monotonic)
-        design.save(design_path(path))
+        self._begun.append(path)
+        beside = design_path(path)
+        if beside.exists():
+            raise BrainfastError(
+                str(beside),
+                expected="no such file beside a new log",
+                got="that of an older log",
+                remedy="choose another name, or put that log back in its place",
+            )
+        self._begun.append(beside)
+        design.save(beside)
         header = {
             "event": "session",
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "objective": goal.name,
+            "space_hash": goal.space_hash,
+            "subject": goal.subject,
             "deadline_ms": self.deadline_ms,
             "options": asdict(options),
             "candidates": len(design),
@@ -315,6 +334,18 @@ class Session:
             "versions": versions(),
         }
         self._append(header)
+
+    def _overrun(self, choice: Choice, start: float) -> Choice:
+        """The choice, told to be late where writing it down took until after the deadline."""
+        latency_ms = (self._clock.monotonic() - start) * 1e3
+        if not choice.latency_ms <= self.deadline_ms < latency_ms:
+            return choice
+        choice = replace(choice, late=True, latency_ms=latency_ms)
+        self._choices[-1] = choice
+        about = {"trial": choice.trial, "late": True, "latency_ms": latency_ms}
+        with suppress(BrainfastError):  # the choice is in the log: the next call tells of the disk
+            self._append({"event": "overrun", **about})
+        return choice
 
     def _append(self, event: dict[str, Any]) -> None:
         start = self._clock.monotonic()
@@ -353,18 +384,3 @@ class Session:
         names = Choice.__dataclass_fields__
         for event in restored.choices:
             self._choices.append(Choice(**{name: event[name] for name in names}))
-
-
-def versions() -> dict[str, str]:
-    """What may change a last bit: a log keeps it, and a replay that differs tells it."""
-    try:
-        own = version("brainfast")
-    except PackageNotFoundError:
-        own = "source tree"
-    return {
-        "brainfast": own,
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "python": platform.python_version(),
-        "cpu": cpu_model(),
-    }
