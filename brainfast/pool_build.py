@@ -258,8 +258,9 @@ def unchanged(folder: Path, index: Index, items: Items) -> Iterator[Items]:
     waited for the old one finds the index changed.
     """
     with told_disk_errors(folder), locked(folder, LOCK_FILE):
-        now = read_items(folder, read_index(folder).items)
-        if read_index(folder) != index or now.names != items.names:
+        found = read_index(folder)
+        now = read_items(folder, found.items)
+        if found != index or now.names != items.names:
             raise BrainfastError(
                 str(folder),
                 expected="the pool as it was opened",

@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 import brainfast
-from brainfast import pool_build
 from brainfast.errors import BrainfastError
 from brainfast.files import save_tensors
 from brainfast.objective import Objective
@@ -292,30 +291,11 @@ def test_adding_and_removing(build, candidates, tmp_path, dtype, project):
     # Batches of another size may differ in the last bits.
     np.testing.assert_allclose([c.score for c in found], [s for _, s in renamed], rtol=1e-5)
     assert grown.verify() == []
-    assert not [path for path in tmp_path.iterdir() if path.suffix in (".old", ".adding")]
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".replaced", ".adding")]
     with pytest.raises(
         BrainfastError, match=r"new candidates, got 'new.png', which is in the pool"
     ):
         grown.add(more)
-
-
-def test_a_kill_between_the_renames_of_add_loses_nothing(build, tmp_path, monkeypatch):
-    pool, engine = build()
-    more = tmp_path / "more"
-    more.mkdir()
-    Image.new("RGB", (8, 8)).save(more / "new.png")
-    rename = os.rename
-
-    def stop(old, new):
-        if str(old).endswith(".adding"):
-            raise KeyboardInterrupt
-        rename(old, new)
-
-    monkeypatch.setattr(pool_build.os, "rename", stop)
-    with pytest.raises(KeyboardInterrupt):
-        pool.add(more)
-    monkeypatch.undo()
-    assert len(Pool.open(pool.path, engine)) == 14
 
 
 def test_verify_finds_changed_bytes(build):
