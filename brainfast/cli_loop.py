@@ -75,12 +75,14 @@ def rehearse(
     for path in filter(None, (log, out)):
         check_writable(path.resolve().parent)
     from .loop import Session
+    from .loop.clock import check_speed
     from .loop.made_up import CANDIDATES, made_up_world
     from .loop.rehearse import Schedule, check_enough, rehearse
     from .loop.subject import SimulatedSubject
 
     schedule = Schedule(trials, interval_s, jitter_s, tr_s, dropped)
     schedule.check()
+    check_speed(speed)
     paths = image_paths(images or []) if images else []
     check_enough(schedule, CANDIDATES if model is None else len(paths), repeats)
     if model is None:

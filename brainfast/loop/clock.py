@@ -58,6 +58,12 @@ def lsl_clock() -> Callable[[], float] | None:
     return clock
 
 
+def check_speed(speed: float) -> None:
+    """Refuse a pace at which no time would pass."""
+    if not speed > 0:
+        raise BrainfastError("speed", expected="a number above 0, or inf", got=str(speed))
+
+
 class ExperimentClock:
     """Seconds of an experiment that runs `speed` times as fast as the wall clock.
 
@@ -65,8 +71,7 @@ class ExperimentClock:
     """
 
     def __init__(self, speed: float = 1.0) -> None:
-        if not speed > 0:
-            raise BrainfastError("speed", expected="a number above 0, or inf", got=str(speed))
+        check_speed(speed)
         self.speed = speed
         self._start = time.monotonic()
         self._jumped = 0.0

@@ -150,7 +150,8 @@ def _growth(
 ) -> NDArray[np.float64]:  # [V]
     """By how much what is kept of every group must grow."""
     levels, group = np.unique(whole, return_inverse=True)
-    if np.count_nonzero(levels) > MOST_LEVELS:
+    exact = np.count_nonzero(levels) <= MOST_LEVELS
+    if not exact:
         levels, group = np.unique(np.sign(whole), return_inverse=True)
     group = group.reshape(-1)
     full, left = (np.bincount(group, np.abs(part), len(levels)) for part in (whole, kept))
@@ -161,7 +162,7 @@ def _growth(
             "measured",
             expected="betas at half of the weight, at least, of every group of vertices",
             got=f"{100 * share[worst]:.0f} % of the {np.count_nonzero(group == worst)} vertices"
-            f" of weight {levels[worst]:.4g}",
+            f" of {'weight' if exact else 'sign'} {levels[worst]:.4g}",
             remedy="skip(choice) gives up a lost trial",
         )
     return np.asarray(1.0 / share[group])

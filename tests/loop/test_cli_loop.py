@@ -51,6 +51,12 @@ def test_json_is_the_same_run(tmp_path: Path) -> None:
     assert first["trials"] == 8
 
 
+def test_a_wrong_speed_is_told_before_a_log_is_begun(tmp_path: Path) -> None:
+    log = tmp_path / "s.jsonl"
+    assert "speed" in refusal(*DEMO, "--speed", "0", "--log", log)
+    assert not log.exists()
+
+
 def test_a_small_folder_is_told_before_a_log_is_begun(tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(b"")
     log = tmp_path / "s.jsonl"

@@ -85,7 +85,7 @@ def test_a_map_of_many_weights_has_two_sides() -> None:
     betas[[0, 5, 139]] = np.nan
     assert measure(betas, weights, noise).response == pytest.approx(expected)
     betas[70:] = np.nan
-    with pytest.raises(BrainfastError, match="0 % of the 70 vertices"):
+    with pytest.raises(BrainfastError, match="0 % of the 70 vertices of sign -1"):
         measure(betas, weights, noise)
 
 
