@@ -13,6 +13,7 @@ from pathlib import Path
 import pybind11
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 PTX = "factor_readout.ptx"  # beside the module, in a build with nvcc
@@ -79,6 +80,15 @@ def made_by_another_cmake(folder: Path, cmake: str) -> bool:
     return cache.is_file() and f"BRAINFAST_CMAKE:UNINITIALIZED={cmake}\n" not in cache.read_text()
 
 
+class FreshCopy(build_py):
+    """Copies the package where no older copy lies: its modules of other names would be shipped."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "brainfast", ignore_errors=True)
+        super().run()
+
+
 class CMakeBuild(build_ext):
     """Runs CMake where setuptools would run a compiler."""
 
@@ -106,10 +116,25 @@ class CMakeBuild(build_ext):
     def copy_extensions_to_source(self) -> None:
         """What a build in place adds: the module, and what lies beside it."""
         super().copy_extensions_to_source()
-        built, own = (folder / "brainfast" / PTX for folder in (Path(self.build_lib), ROOT))
+        own = ROOT / "brainfast" / PTX
         own.unlink(missing_ok=True)
-        if built.is_file():
-            shutil.copy(built, own)
+        if self._built_ptx().is_file():
+            shutil.copy(self._built_ptx(), own)
+
+    def get_outputs(self) -> list[str]:
+        """What was built: the module, and what lies beside it."""
+        ptx = self._built_ptx()
+        return sorted({*super().get_outputs(), *([str(ptx)] if ptx.is_file() else [])})
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """Built files and their copies in the source, where the build is in place."""
+        mapping = super().get_output_mapping()
+        if mapping and self._built_ptx().is_file():
+            mapping[str(self._built_ptx())] = str(ROOT / "brainfast" / PTX)
+        return mapping
+
+    def _built_ptx(self) -> Path:
+        return Path(self.build_lib) / "brainfast" / PTX
 
 
 packages, package_dir = package_layout()
@@ -117,5 +142,5 @@ setup(
     packages=packages,
     package_dir=package_dir,
     ext_modules=[Extension("brainfast._C", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "build_py": FreshCopy},
 )
