@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..card import Card
 from ..errors import BrainfastError
-from ..images import as_images, as_sequence, iter_pixels
+from ..images import iter_bytes, iter_pixels
 from ..response import Response
 from ..runtimes import open_session, run_session, session_device
 from .about import ExportAbout, from_metadata
@@ -81,11 +81,10 @@ class ExportedModel:
         if self.about.source is None:
             yield from iter_pixels(images, self.card.trunk.preprocessing, batch_size)
             return
-        sequence = as_sequence(images)
-        for start in range(0, len(sequence), batch_size):
-            stop = min(start + batch_size, len(sequence))
-            chosen = [as_images(sequence[index])[0] for index in range(start, stop)]
-            yield _of_one_size(chosen, self.about.source)
+        first = 0
+        for batch in iter_bytes(images, batch_size):
+            yield _of_one_size(batch, self.about.source, first)
+            first += len(batch)
 
     def __repr__(self) -> str:
         kind = type(self).__name__
@@ -96,8 +95,8 @@ class OnnxModel(ExportedModel):
     """outputs = model.run(images): what `export_onnx` wrote, with its card and vertices.
 
     device: "cpu", "cuda" (onnxruntime-gpu), or "auto". threads: inside one call; every core that
-    the process may use without. model_hash: of the model that the file must come from, where given.
-    A foreign, damaged or mismatched file is a BrainfastError.
+    the process may use without. card, or its model_hash: of the model that the file must come from,
+    where given. A foreign, damaged or mismatched file is a BrainfastError.
     """
 
     def __init__(
@@ -107,19 +106,21 @@ class OnnxModel(ExportedModel):
         device: str = "auto",
         threads: int | None = None,
         model_hash: str | None = None,
+        card: Card | None = None,
     ) -> None:
         path = Path(path)
         self._session = open_session(path, threads, device)
         found = self._session.get_modelmeta().custom_metadata_map
-        card, about = from_metadata(str(path), found)
-        super().__init__(path, card, about)
-        if model_hash is not None and model_hash != card.model_hash:
-            raise BrainfastError(
-                str(path),
-                expected=f"an export of model {model_hash[:12]}",
-                got=f"one of {card.model_hash[:12]}",
-                remedy="export this model again",
-            )
+        held, about = from_metadata(str(path), found)
+        super().__init__(path, held, about)
+        for wanted in (model_hash, None if card is None else card.model_hash):
+            if wanted is not None and wanted != held.model_hash:
+                raise BrainfastError(
+                    str(path),
+                    expected=f"an export of model {wanted[:12]}",
+                    got=f"one of {held.model_hash[:12]}",
+                    remedy="export this model again",
+                )
 
     @property
     def device(self) -> str:
@@ -138,9 +139,13 @@ def input_shape(about: ExportAbout, size: tuple[int, int]) -> tuple[int, int, in
 def _of_one_size(
     images: Sequence[NDArray[np.uint8]],  # each [H0,W0,3]
     source: tuple[int, int],
+    first: int,
 ) -> NDArray[np.uint8]:  # [B,H0,W0,3]
-    """One array of images that have the size `source`; another size is a BrainfastError."""
-    for number, image in enumerate(images):
+    """One array of images that have the size `source`; another size is a BrainfastError.
+
+    first: the number of the first one among all that were given.
+    """
+    for number, image in enumerate(images, first):
         if image.shape[:2] != source:
             raise BrainfastError(
                 f"images[{number}]",

@@ -61,10 +61,33 @@ def test_an_image_of_another_size_is_named(whole, photographs):
         OnnxModel(whole, device="cpu").predict(images)
 
 
+def test_an_image_of_a_later_batch_has_the_number_that_it_was_given(whole, photographs):
+    images = [*photographs[:3], photographs[3][:30]]
+    with pytest.raises(BrainfastError, match=r"images\[3\]: expected 40 x 50 pixels"):
+        OnnxModel(whole, device="cpu").predict(images, batch_size=2)
+    with pytest.raises(BrainfastError, match=r"images\[3\]: expected a path, .* got int"):
+        OnnxModel(whole, device="cpu").predict([*photographs[:3], 4], batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "message"),
+    [
+        ([], 32, "images: expected at least one image, got none"),
+        ([np.zeros((40, 50, 3), np.uint8)], 0, "batch_size: expected at least 1, got 0"),
+    ],
+)
+def test_nothing_to_predict(whole, images, batch_size, message):
+    with pytest.raises(BrainfastError, match=message):
+        OnnxModel(whole, device="cpu").predict(images, batch_size=batch_size)
+
+
 def test_an_export_of_another_model_is_refused(one, several, whole):
     OnnxModel(whole, model_hash=Card.read(one).model_hash)
     with pytest.raises(BrainfastError, match=r"expected an export of model .*; export this model"):
         OnnxModel(whole, model_hash=Card.read(several).model_hash)
+    OnnxModel(whole, card=Card.read(one))
+    with pytest.raises(BrainfastError, match=r"expected an export of model"):
+        OnnxModel(whole, card=Card.read(several))
 
 
 def test_another_onnx_model_is_refused(tmp_path):
