@@ -125,6 +125,9 @@ def _name(name: str | None, model: str | Path | AnyEncoder) -> str:
 def _readme(name: str, about: ExportAbout, max_batch: int) -> str:
     shape = "B,3,H,W" if about.source is None else f"B,{about.source[0]},{about.source[1]},3"
     kind = "float32" if about.source is None else "uint8"
+    not_run = "We have not run this configuration in the server"
+    if about.trunk_precision == "bf16":
+        not_run += ", nor a trunk in bf16 in ONNX Runtime, which has no bfloat16 on CPUs"
     outputs = "\n".join(
         f"- `{output.name}`, float32; `{name}/{_label_file(output)}` names its columns"
         for output in about.outputs
@@ -134,10 +137,13 @@ def _readme(name: str, about: ExportAbout, max_batch: int) -> str:
 A model repository for NVIDIA Triton Inference Server, written by `brainfast export --to triton`.
 Start it from this folder:
 
-    docker run --rm --gpus all -p 8000:8000 -p 8001:8001 -v "$PWD:/models:ro" \\
+    docker run --rm --gpus all -e NVIDIA_TF32_OVERRIDE=0 \\
+        -p 8000:8000 -p 8001:8001 -v "$PWD:/models:ro" \\
         nvcr.io/nvidia/tritonserver:25.08-py3 tritonserver --model-repository=/models
 
-Leave `--gpus all` out on a machine without a GPU; a trunk in bf16 needs one.
+Leave `--gpus all` out on a machine without a GPU. `NVIDIA_TF32_OVERRIDE=0` keeps fp32 products in
+fp32: on a GPU ONNX Runtime rounds their operands to TF32 otherwise, and the errors in the file are
+no longer its errors. {not_run}.
 
 It takes `{about.input}`, {kind} [{shape}], up to {max_batch} images a request, and gives
 
