@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +14,7 @@ import typer
 from .card import ParityCard
 from .cli_options import Json, ModelFolder, Quiet, image_paths, names
 from .errors import BrainfastError
+from .export.opening import beside
 
 
 class Target(StrEnum):
@@ -73,8 +74,9 @@ def export(
         TrunkPrecision, typer.Option(help="Of the trunk; the head is fp32.")
     ] = TrunkPrecision.fp32,
     source: Annotated[
-        str, typer.Option(help="Height and width of the images that will come.")
-    ] = "425x425",
+        str | None,
+        typer.Option(help="Height and width of the images that will come (425x425)."),
+    ] = None,
     input_: Annotated[
         Input, typer.Option("--input", help="pixels: preprocessed by the caller.")
     ] = Input.images,
@@ -99,6 +101,12 @@ def export(
     timing_cache: Annotated[
         Path | None, typer.Option(help="TensorRT: file of measurements that later builds use.")
     ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Triton: of the model in requests (that of the folder).")
+    ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Triton: most images of a request (32).")
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -108,7 +116,7 @@ def export(
         "vertices": names(vertices),
         "objective": objective or None,
         "input": input_.value,
-        "source": _size(source),
+        "source": None if source is None else _size(source),
         "trunk_precision": trunk_precision.value,
         "images": None if images is None else image_paths([images]),
         "data": data,
@@ -116,8 +124,16 @@ def export(
         "opset": opset,
         "progress": not quiet,
     }
-    options |= _tensorrt_options(to, batches, readout, timing_cache)
-    path = out or model.with_name(model.resolve().name + ENDINGS[to])
+    own: dict[Target, dict[str, Any]] = {
+        Target.tensorrt: {
+            "batches": None if batches is None else _batches(batches),
+            "readout": None if readout is None else readout.value,
+            "timing_cache": timing_cache,
+        },
+        Target.triton: {"name": name, "max_batch": max_batch},
+    }
+    options |= _own_options(to, own)
+    path = out or beside(model, ENDINGS[to])
     exported = _exporter(to)(model, path, **options)
     if as_json:
         parity = [card.model_dump(mode="json") for card in exported.parity]
@@ -128,21 +144,18 @@ def export(
     typer.echo(f"{to.value}: {exported.path}")
 
 
-def _tensorrt_options(
-    target: Target, batches: str | None, readout: Readout | None, timing_cache: Path | None
-) -> dict[str, Any]:
-    """Those that were given; with another target they are a BrainfastError."""
-    given: dict[str, Any] = {}
-    if batches is not None:
-        given["batches"] = _batches(batches)
-    if readout is not None:
-        given["readout"] = readout.value
-    if timing_cache is not None:
-        given["timing_cache"] = timing_cache
-    if given and target is not Target.tensorrt:
-        name = next(iter(given)).replace("_", "-")
-        raise BrainfastError(f"--{name}", expected="--to tensorrt", got=f"--to {target.value}")
-    return given
+def _own_options(target: Target, own: Mapping[Target, Mapping[str, Any]]) -> dict[str, Any]:
+    """Those of one target that were given; of another they are a BrainfastError."""
+    for other, options in own.items():
+        given = [name for name, value in options.items() if value is not None]
+        if given and other is not target:
+            raise BrainfastError(
+                f"--{given[0].replace('_', '-')}",
+                expected=f"--to {other.value}",
+                got=f"--to {target.value}",
+            )
+    chosen = own.get(target, {})
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def _batches(text: str) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..card import ParityCard
 from ..errors import BrainfastError
-from ..files import atomic_with_parts, check_writable
+from ..files import atomic_with_parts
 from ..runtimes import open_session, run_session
 from ..trunk_export import OPSET, save_model, to_onnx
 from ..vertex_space import Selection
@@ -26,8 +26,9 @@ from . import functions
 from .about import ExportAbout, TrunkPrecision, to_metadata
 from .graph import PIXELS, ExportGraph, check_source
 from .heads import Projection, Readout, VertexEmbed
+from .opening import check_place
 from .parity import TOLERANCE, Run, check_tolerance, choose_stimuli, measure
-from .plan import AnyEncoder, Objectives, Plan, make_plan, open_encoder
+from .plan import AnyEncoder, Objectives, Plan, make_plan, open_encoder, renew_card
 
 SOURCE = (425, 425)  # of NSD's images
 BF16_OPSET = 22  # the first whose convolution takes bfloat16
@@ -52,7 +53,7 @@ def export_onnx(
     vertices: Selection = None,
     objective: Objectives | None = None,
     input: Literal["images", "pixels"] = "images",
-    source: tuple[int, int] = SOURCE,
+    source: tuple[int, int] | None = None,
     trunk_precision: TrunkPrecision = "fp32",
     opset: int | None = None,
     images: Sequence[Any] | None = None,
@@ -62,7 +63,8 @@ def export_onnx(
 ) -> Exported:
     """Write a model folder or an encoder as ONNX, and keep the file only if it answers right.
 
-    input: "images", uint8 [B,H0,W0,3] of the size `source`, preprocessed inside; "pixels", float32
+    path: a name that ends in .onnx; folders that it lies in are made. input: "images", uint8
+    [B,H0,W0,3] of the size `source` (that of NSD's images), preprocessed inside; "pixels", float32
     [B,3,H,W] by `images.preprocess`. Outputs: `response` [B,V] in z units, of the `vertices` named
     (all), or `scores` [B,O] of an `objective`; of a model of several subjects one for each of
     `subjects` (all), as `response.subj01`. The batch is dynamic, the head is fp32.
@@ -73,11 +75,11 @@ def export_onnx(
     nothing is written. Weights above 1.8 GB go to a file beside it.
     """
     path = Path(path)
+    check_place(path, ".onnx")
     encoder = open_encoder(model)
     plan = make_plan(encoder, subjects, vertices, objective)
     size = _source(input, source)
     number = _opset(opset, trunk_precision)
-    check_writable(path.parent)
     stimuli = choose_stimuli(plan, images, None if data is None else Path(data))
     about = _about(plan, size, trunk_precision, number)
     graph = ExportGraph(encoder.trunk, plan.head(), source=size, precision=trunk_precision)
@@ -97,6 +99,7 @@ def export_onnx(
         graph_model.metadata_props.update(to_metadata(encoder.card, about))
         save_model(graph_model, written, _digest(encoder, about))
         onnx.checker.check_model(str(written), full_check=True)
+        renew_card(model, encoder, cards)
     _remove_old_weights(path, _digest(encoder, about))
     if isinstance(model, str | Path):
         encoder.card.write(Path(model))
@@ -134,13 +137,21 @@ def add_functions(model: Any, head: torch.nn.Module, opset: int) -> None:
         model.opset_imports[functions.DOMAIN] = functions.VERSION
 
 
-def _source(input: str, source: tuple[int, int]) -> tuple[int, int] | None:
+def _source(input: str, source: tuple[int, int] | None) -> tuple[int, int] | None:
     if input not in ("images", "pixels"):
         raise BrainfastError("input", expected="images or pixels", got=repr(input))
     if input == "pixels":
+        if source is not None:
+            raise BrainfastError(
+                "source",
+                expected="none with input pixels, whose size is the trunk's",
+                got=f"{source[0]} x {source[1]}",
+                remedy="leave it out, or export with input images",
+            )
         return None
-    check_source(source)
-    return source
+    size = SOURCE if source is None else source
+    check_source(size)
+    return size
 
 
 def _opset(opset: int | None, precision: TrunkPrecision) -> int:

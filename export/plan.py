@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..card import Card, ParityCard
 from ..encoder import Encoder, load
 from ..errors import BrainfastError
+from ..files import check_writable
 from ..folded import FoldedFactorTopy
 from ..folded_blobgpt import FoldedBlobGPT
 from ..group_encoder import GroupEncoder
@@ -87,8 +89,35 @@ class Plan:
 
 
 def open_encoder(model: str | Path | AnyEncoder) -> AnyEncoder:
-    """An encoder, or the one in a model folder."""
-    return load(model) if isinstance(model, str | Path) else model
+    """An encoder, or the one in a model folder, whose card must be writable."""
+    if not isinstance(model, str | Path):
+        return model
+    encoder = load(model)
+    check_writable(Path(model))
+    return encoder
+
+
+def renew_card(
+    model: str | Path | AnyEncoder, encoder: AnyEncoder, parity: Sequence[ParityCard]
+) -> None:
+    """Take the card of a model folder as it is by now, with the parity that was measured.
+
+    Another process may have added to it since `open_encoder`. A folder that holds another model by
+    now is a BrainfastError: the parity is not its own.
+    """
+    if not isinstance(model, str | Path):
+        return
+    card = Card.read(Path(model))
+    if card.model_hash != encoder.card.model_hash:
+        raise BrainfastError(
+            str(model),
+            expected=f"model {encoder.card.model_hash[:12]}, which the export began with",
+            got=f"{card.model_hash[:12]} by now",
+            remedy="export this model again",
+        )
+    encoder.card = card
+    for row in parity:
+        encoder.keep_parity(row)
 
 
 def make_plan(

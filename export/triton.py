@@ -12,7 +12,7 @@ from ..files import atomic_folder, check_replaceable, write_bytes, write_json
 from .about import ExportAbout, OutputAbout, VerticesAbout
 from .model import input_shape
 from .onnx import Exported, export_onnx
-from .plan import AnyEncoder, open_encoder
+from .plan import AnyEncoder, open_encoder, renew_card
 
 MARKER = "brainfast.json"  # says that a folder was written here, and of which model
 MODEL_FILE = "model.onnx"
@@ -52,6 +52,7 @@ def export_triton(
         write_bytes(folder / "README.md", _readme(name, done.about, max_batch).encode())
         about = {"model": name, "model_hash": encoder.card.model_hash, "what": done.about.what}
         write_json(folder / MARKER, about)
+        renew_card(model, encoder, done.parity)
     if isinstance(model, str | Path):
         encoder.card.write(Path(model))
     return Exported(path, done.about, done.parity)

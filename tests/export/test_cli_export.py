@@ -72,6 +72,10 @@ def test_drift_is_an_error_and_leaves_nothing(model, pictures, tmp_path):
         (("--objective", "none.npy"), "none.npy: expected a .npy file of weights"),
         (("--objective", "PPA - XYZ"), "ROI: expected a region that this subject has"),
         (("--opset", "9"), "opset: expected 20 to 23 for a trunk in fp32, got 9"),
+        (("--input", "pixels", "--source", "425x425"), "source: expected none with input pixels"),
+        (("--name", "it"), "--name: expected --to triton, got --to onnx"),
+        (("--max-batch", "4"), "--max-batch: expected --to triton, got --to onnx"),
+        (("--out", "it.pt"), "it.pt: expected a file that ends in .onnx"),
     ],
 )
 def test_mistakes_are_one_line(model, arguments, message, tmp_path):
@@ -80,6 +84,25 @@ def test_mistakes_are_one_line(model, arguments, message, tmp_path):
     assert len(done.err.splitlines()) == 1
     assert done.err.startswith(f"brainfast: {message}")
     assert os.listdir(tmp_path) == ["subj01"]
+
+
+def test_a_model_in_the_working_folder(model, pictures, monkeypatch):
+    monkeypatch.chdir(model)
+    options = ("--source", "40x50", "--images", pictures, "--vertices", "PPA", "--quiet")
+    done = brainfast("export", ".", "--to", "onnx", *options)
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1] == f"onnx: {model.with_name('subj01.onnx')}"
+    assert model.with_name("subj01.onnx").is_file()
+
+
+def test_the_name_and_the_largest_batch_of_a_triton_model(model, pictures, tmp_path):
+    options = ("--source", "40x50", "--images", pictures, "--vertices", "PPA", "--quiet")
+    own = ("--name", "faces", "--max-batch", "4")
+    done = brainfast("export", model, "--to", "triton", *options, *own)
+    assert done.code == 0, done.err
+    config = (tmp_path / "subj01-triton" / "faces" / "config.pbtxt").read_text()
+    assert 'name: "faces"' in config
+    assert "max_batch_size: 4\n" in config
 
 
 def test_what_is_no_model(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx
 import pytest
 
 from brainfast import trunk_export
-from brainfast.card import Card
+from brainfast.card import Card, ParityCard
 from brainfast.encoder import load
 from brainfast.engine import Engine
 from brainfast.errors import BrainfastError
@@ -235,6 +236,7 @@ MISTAKES = {
     "nothing.npy: expected a .npy file": {"objective": "nothing.npy"},
     "expected images or data": {"images": [], "data": "subj01"},
     "images: expected at least one": {"images": []},
+    "source: expected none with input pixels": {"input": "pixels", "source": (40, 50)},
 }
 
 
@@ -244,6 +246,68 @@ def test_mistakes_are_told_before_any_work(one, tmp_path, monkeypatch, message) 
     with pytest.raises(BrainfastError, match=message):
         export_onnx(one, tmp_path / "it.onnx", **MISTAKES[message])
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "got"), [("folder.onnx", "a folder"), ("it.pt", "the ending '.pt'"), ("it", "''")]
+)
+def test_a_name_that_no_command_would_open(one, tmp_path, monkeypatch, name, got) -> None:
+    monkeypatch.setattr(exporting, "open_encoder", lambda *_: pytest.fail("it has begun to work"))
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(BrainfastError, match=rf"{name}: expected a file that ends in .*{got}"):
+        export_onnx(one, tmp_path / name)
+    assert os.listdir(tmp_path) == ["folder.onnx"]
+
+
+def test_a_model_folder_that_cannot_be_written_to(one, tmp_path, monkeypatch) -> None:
+    access = os.access
+    monkeypatch.setattr("os.access", lambda place, how: place != one and access(place, how))
+    monkeypatch.setattr(exporting, "to_onnx", lambda *_, **__: pytest.fail("it has begun to work"))
+    with pytest.raises(BrainfastError, match=f"{one}: expected a place that can be written to"):
+        export_onnx(one, tmp_path / "it.onnx")
+    assert os.listdir(tmp_path) == []
+
+
+def changed_meanwhile(monkeypatch, folder: Path, **change: object) -> None:
+    """Let the card of a model folder change while its graph is made."""
+    to_onnx = exporting.to_onnx
+
+    def meanwhile(*arguments, **options):
+        card = Card.read(folder)
+        card.model_copy(update=change).write(folder)
+        return to_onnx(*arguments, **options)
+
+    monkeypatch.setattr(exporting, "to_onnx", meanwhile)
+
+
+def test_what_others_wrote_into_the_card_meanwhile_is_kept(
+    one, photographs, tmp_path, monkeypatch
+) -> None:
+    folder = Path(shutil.copytree(one, tmp_path / "model"))
+    older = ParityCard(
+        form="engine",
+        precision="bf16",
+        trunk_precision="fp32",
+        images=2,
+        max_error=0.1,
+        rms_error=0.1,
+    )
+    changed_meanwhile(monkeypatch, folder, parity=(older,), licence="mine")
+    options = {"source": SOURCE, "images": list(photographs)}
+    done = export_onnx(folder, tmp_path / "it.onnx", **options)
+    assert Card.read(folder).parity == (older, *done.parity)
+    assert Card.read(folder).licence == "mine"
+
+
+def test_another_model_in_the_folder_meanwhile_is_refused(
+    one, photographs, tmp_path, monkeypatch
+) -> None:
+    folder = Path(shutil.copytree(one, tmp_path / "model"))
+    changed_meanwhile(monkeypatch, folder, model_hash="0" * 64, parity=())
+    with pytest.raises(BrainfastError, match=r"model [0-9a-f]{12}, which .* got 0{12} by now"):
+        export_onnx(folder, tmp_path / "it.onnx", source=SOURCE, images=list(photographs))
+    assert os.listdir(tmp_path) == ["model"]
+    assert Card.read(folder).parity == ()
 
 
 def test_subjects_that_the_model_lacks(several, tmp_path) -> None:

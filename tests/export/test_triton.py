@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from brainfast.card import Card
 from brainfast.encoder import load
 from brainfast.errors import BrainfastError
-from brainfast.export import OnnxModel, export_triton
+from brainfast.export import OnnxModel, export_onnx, export_triton, triton
 from brainfast.export.plan import make_plan
 from brainfast.export.triton import config_text
 
@@ -58,6 +59,7 @@ def test_the_repository_is_laid_out_as_triton_reads_it(repository, one, photogra
     assert json.loads((repository / "brainfast.json").read_text())["model"] == "model"
     readme = (repository / "README.md").read_text()
     assert "docker run" in readme
+    assert "-e NVIDIA_TF32_OVERRIDE=0" in readme
     assert "uint8 [B,40,50,3], up to 16 images" in readme
     assert model.card.parity[-1] in Card.read(one).parity
 
@@ -112,9 +114,36 @@ def test_a_repository_is_replaced_and_nothing_else_is(one, repository, photograp
     assert sorted(repository.rglob("*")) == before
 
 
+def test_the_readme_says_what_was_not_run(one, repository, photographs, tmp_path):
+    readme = (repository / "README.md").read_text()
+    assert "We have not run this configuration in the server.\n" in readme
+    options = {"source": (40, 50), "images": list(photographs), "vertices": ["PPA"]}
+    export_triton(one, tmp_path / "it", trunk_precision="bf16", **options)
+    assert "server, nor a trunk in bf16 in ONNX Runtime" in (tmp_path / "it/README.md").read_text()
+
+
+def test_a_card_that_changed_meanwhile_is_kept_or_refused(one, photographs, tmp_path, monkeypatch):
+    model = Path(shutil.copytree(one, tmp_path / "model"))
+    changes = [{"licence": "mine"}, {"model_hash": "0" * 64}]
+
+    def meanwhile(*arguments, **options):
+        Card.read(model).model_copy(update=changes.pop(0)).write(model)
+        return export_onnx(*arguments, **options)
+
+    monkeypatch.setattr(triton, "export_onnx", meanwhile)
+    options = {"source": (40, 50), "images": list(photographs), "vertices": ["PPA"]}
+    done = export_triton(model, tmp_path / "it", **options)
+    assert Card.read(model).licence == "mine"
+    assert Card.read(model).parity[-1:] == done.parity
+    with pytest.raises(BrainfastError, match=r"got 0{12} by now"):
+        export_triton(model, tmp_path / "other", **options)
+    assert sorted(os.listdir(tmp_path)) == ["it", "model"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"input": "pixels", "source": (40, 50)}, "source: expected none with input pixels"),
         ({"name": "../up"}, "name of the Triton model: expected letters"),
         ({"max_batch": 0}, "max_batch: expected at least 1"),
     ],
