@@ -47,7 +47,9 @@ def bench(
     ] = None,
     calls: Annotated[int, typer.Option(min=1, help="Answers that are timed.")] = 100,
     device: Annotated[Device, typer.Option(help="Of --runtime.")] = Device.auto,
-    trunk_precision: Annotated[Precision, typer.Option(help="Of --runtime.")] = Precision.fp32,
+    trunk_precision: Annotated[
+        Precision | None, typer.Option(help="Of --runtime (fp32, or that of the exported file).")
+    ] = None,
     subject: Annotated[
         str | None, typer.Option(help="With --runtime, of a model of several: subj01,subj05.")
     ] = None,
@@ -86,7 +88,7 @@ def bench(
             model,
             runtime=(runtime or BenchRuntime.auto).value,
             device=device.value,
-            trunk_precision=trunk_precision.value,
+            trunk_precision=None if trunk_precision is None else trunk_precision.value,
             subjects=names(subject),
         ),
         batches=batches,

@@ -42,7 +42,7 @@ class Clock:
 def bench(clock, seconds, **options):
     def open_():
         clock.now += 7
-        return Opened("it", (40, 50), clock.work(seconds))
+        return Opened("it", (40, 50), clock.work(seconds), 3, "cpu")
 
     timing = {"clock": clock, "sleep": clock.sleep, "progress": False}
     return bench_latency(open_, **timing, **options)
@@ -58,6 +58,7 @@ def test_opening_the_first_answer_and_the_quantiles():
     assert row.p99_ms == pytest.approx(199)
     assert row.p999_ms is None
     assert row.max_ms == pytest.approx(200)
+    assert (table.machine["threads"], table.machine["device"]) == (3, "cpu")
 
 
 def test_quantiles_that_few_calls_do_not_tell_are_left_out():
@@ -102,7 +103,7 @@ def answers(monkeypatch):
 
     def open_model(model, **options):
         asked.append((model, options))
-        return Opened("it", (40, 50), lambda images: None)
+        return Opened("it", (40, 50), lambda images: None, 3, "cuda:0 (a GPU)")
 
     monkeypatch.setattr(latency, "open_model", open_model)
     return asked
@@ -117,6 +118,9 @@ def test_the_command_prints_what_was_timed(answers, tmp_path):
     assert "it, images of 40 x 50" in done.out
     assert "every 0.001 s" in done.out
     assert "p99.9 from 1000" in done.out
+    assert done.out.splitlines()[1].startswith("cuda:0 (a GPU); ")
+    assert done.out.splitlines()[1].endswith(", 3 threads")
+    assert answers[0][1]["trunk_precision"] is None
     done = brainfast("bench", tmp_path, *options, "--json")
     assert [row["pace_s"] for row in json.loads(done.out)["rows"]] == [None, 0.001]
 

@@ -17,10 +17,13 @@ from tqdm import tqdm
 
 from ..card import Card
 from ..data.photographs import load_photograph
+from ..device_path import place
 from ..engine import Engine
 from ..errors import BrainfastError
-from ..export.opening import is_exported, open_exported
+from ..export.opening import beside, is_exported, open_exported
 from ..group_engine import GroupEngine
+from ..machine import usable_cores
+from ..runtimes import OnnxRuntime
 from ..timing import BusyElsewhere
 from .compare import check_positive
 from .table import machine
@@ -67,11 +70,16 @@ class LatencyTable:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that answers images [B,H0,W0,3] of one size."""
+    """A model that answers images [B,H0,W0,3] of one size.
+
+    threads: of the processor inside one call; device: cpu, or the name of the GPU that it runs on.
+    """
 
     name: str
     source: tuple[int, int]
     answer: Answer
+    threads: int
+    device: str
 
 
 def bench_latency(
@@ -104,7 +112,10 @@ def bench_latency(
             for pace in paces:
                 seconds = _run(opened, batch, calls, pace, clock, sleep, bar.update)
                 rows.append(_latency(batch, pace, seconds))
-    about = machine(torch.get_num_threads()) | {"busy_elsewhere": elsewhere.cores()}
+    about = machine(opened.threads) | {
+        "device": opened.device,
+        "busy_elsewhere": elsewhere.cores(),
+    }
     return LatencyTable(opened.name, opened.source, open_s, 1e3 * first, tuple(rows), about)
 
 
@@ -113,18 +124,25 @@ def open_model(
     *,
     runtime: str = "auto",
     device: str = "auto",
-    trunk_precision: str = "fp32",
+    trunk_precision: str | None = None,
     subjects: Sequence[str] | None = None,
 ) -> Opened:
-    """A model folder in an engine, or an exported file; "tensorrt" takes the file MODEL.engine."""
+    """A model folder in an engine, or an exported file; "tensorrt" takes the file MODEL.engine,
+    which must come from that folder's model.
+
+    trunk_precision: fp32 in an engine unless one is named; a file has its own, and where another
+    is named it is a BrainfastError.
+    """
+    card = None
     if runtime == "tensorrt" and not is_exported(model):
-        model = model.with_name(model.resolve().name + ".engine")
+        card = Card.read(model)
+        model = beside(model, ".engine")
     if is_exported(model):
-        return _open_file(model, runtime, device, subjects)
+        return _open_file(model, runtime, device, trunk_precision, subjects, card)
     options: dict[str, Any] = {
         "runtime": runtime,
         "device": device,
-        "trunk_precision": trunk_precision,
+        "trunk_precision": trunk_precision or "fp32",
     }
     engine: Engine | GroupEngine
     if Card.read(model).subjects:
@@ -135,7 +153,9 @@ def open_model(
         )
     else:
         engine = Engine.load(model, **options)
-    return Opened(repr(engine), SOURCE, engine.predict)
+    of_onnx = isinstance(engine.runtime, OnnxRuntime)
+    threads = usable_cores() if of_onnx else torch.get_num_threads()
+    return Opened(repr(engine), SOURCE, engine.predict, threads, _device(place(engine.runtime)))
 
 
 def print_latency(table: LatencyTable) -> None:
@@ -143,7 +163,8 @@ def print_latency(table: LatencyTable) -> None:
     about = table.machine
     height, width = table.source
     typer.echo(f"{table.model}, images of {height} x {width}")
-    typer.echo(f"{about['cpu']}, {about['threads']} threads")
+    where = "" if about["device"] == "cpu" else f"{about['device']}; "
+    typer.echo(f"{where}{about['cpu']}, {about['threads']} threads")
     typer.echo(f"opened in {table.open_s:.2f} s; first answer after {table.first_ms:.1f} ms")
     heads = ("B", "calls", "", "p50 ms", "p99 ms", "p99.9 ms", "max ms")
     typer.echo("  ".join(f"{head:>12}" for head in heads))
@@ -192,7 +213,14 @@ def _latency(batch: int, pace_s: float | None, seconds: NDArray[np.float64]) -> 
     return Latency(batch, pace_s, len(seconds), **quantiles, max_ms=1e3 * float(seconds.max()))
 
 
-def _open_file(path: Path, runtime: str, device: str, subjects: Sequence[str] | None) -> Opened:
+def _open_file(
+    path: Path,
+    runtime: str,
+    device: str,
+    trunk_precision: str | None,
+    subjects: Sequence[str] | None,
+    card: Card | None,
+) -> Opened:
     kinds = {".onnx": "onnx", ".engine": "tensorrt"}
     if runtime not in ("auto", kinds[path.suffix]) or subjects is not None:
         raise BrainfastError(
@@ -201,10 +229,25 @@ def _open_file(path: Path, runtime: str, device: str, subjects: Sequence[str] | 
             got=f"runtime {runtime}" + (f" and {', '.join(subjects)}" if subjects else ""),
             remedy="give the model folder for another runtime",
         )
-    model = open_exported(path, device=device)
-    if model.about.source is None:
-        return Opened(repr(model), SOURCE, model.predict)
-    return Opened(repr(model), model.about.source, model.run)
+    model = open_exported(path, device=device, card=card)
+    if trunk_precision not in (None, model.about.trunk_precision):
+        raise BrainfastError(
+            str(path),
+            expected=f"a trunk in {trunk_precision}",
+            got=model.about.trunk_precision,
+            remedy="export the model in that precision, or leave --trunk-precision out",
+        )
+    source, answer = model.about.source, model.run
+    if source is None:
+        source, answer = SOURCE, model.predict
+    return Opened(repr(model), source, answer, usable_cores(), _device(model.device))
+
+
+def _device(name: str) -> str:
+    """cpu, or the name of the GPU called cuda or cuda:1, where torch sees it."""
+    if not name.startswith("cuda") or not torch.cuda.is_available():
+        return name
+    return f"{name} ({torch.cuda.get_device_name(name)})"
 
 
 def _images(source: tuple[int, int], batch: int) -> NDArray[np.uint8]:  # [batch,H0,W0,3]
