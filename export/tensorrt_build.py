@@ -15,12 +15,21 @@ import onnx
 
 from ..errors import BrainfastError
 from ..files import check_writable, file_size, write_bytes, write_json
-from .functions import DOMAIN, READOUT
-from .tensorrt_key import EngineKey, Package, TensorKey, find_gpu, key_path, open_package
+from .functions import ATTRIBUTES, DOMAIN, READOUT
+from .tensorrt_key import (
+    EngineKey,
+    Package,
+    TensorKey,
+    check_place,
+    find_gpu,
+    key_path,
+    open_package,
+)
 from .tensorrt_plugin import TILE, register_readout
 
 Readout = Literal["plugin", "operators"]
 BATCHES = (1, 8, 32)
+OPERATORS = "_operators"  # what the name of a node that no plugin may take ends in
 
 
 def build_engine(
@@ -40,10 +49,11 @@ def build_engine(
     strict: no TF32. What TensorRT refuses is a BrainfastError, and nothing is written.
     """
     source, path = Path(source), Path(path)
+    check_place(path)
     check_batches(batches)
     check_readout(readout)
+    check_timing_cache(timing_cache, package)
     graph = read_graph(source)
-    check_writable(path.parent)
     trt = open_package(package)
     name, capability = (None, None) if package == "tensorrt_rtx" else find_gpu()[1]
     if not readout_nodes(graph):
@@ -51,6 +61,8 @@ def build_engine(
     if readout == "plugin":
         prepare_plugin(package)
         use_plugin(graph, str(source))
+    else:
+        use_operators(graph)
     cache = None if timing_cache is None else Path(timing_cache)
     network, data = _build(trt, graph, source, batches, cache)
     key = EngineKey(
@@ -112,6 +124,28 @@ def check_readout(readout: str) -> None:
         raise BrainfastError("readout", expected="plugin or operators", got=repr(readout))
 
 
+def check_timing_cache(path: str | Path | None, package: str) -> None:
+    """A cache where there is none to keep, or a place that is no file, is a BrainfastError."""
+    if path is None:
+        return
+    if package == "tensorrt_rtx":
+        raise BrainfastError(
+            "timing cache",
+            expected="package tensorrt",
+            got="tensorrt_rtx, which measures nothing when it builds",
+            remedy="leave the timing cache out",
+        )
+    path = Path(path)
+    if path.is_dir():
+        raise BrainfastError(
+            "timing cache",
+            expected="a file",
+            got=f"the folder {path}",
+            remedy="name a file in it",
+        )
+    check_writable(path.parent)
+
+
 def prepare_plugin(package: str) -> None:
     """Register our kernel with TensorRT; where one of them cannot, a BrainfastError says why."""
     try:
@@ -166,6 +200,24 @@ def use_plugin(graph: onnx.ModelProto, name: str) -> None:
         node.attribute.append(onnx.helper.make_attribute("aot", 1))
     for function in [f for f in graph.functions if (f.domain, f.name) == (DOMAIN, READOUT)]:
         graph.functions.remove(function)
+
+
+def use_operators(graph: onnx.ModelProto) -> None:
+    """Leave our nodes to the bodies of their functions, under names that no plugin has.
+
+    Parsers prefer a registered plugin to a function where a node names a plugin's namespace, and
+    an earlier build of this process may have registered ours.
+    """
+    for node in (node for node in graph.graph.node if node.domain == DOMAIN):
+        node.op_type += OPERATORS
+        kept = [attribute for attribute in node.attribute if attribute.name not in ATTRIBUTES]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    for function in (function for function in graph.functions if function.domain == DOMAIN):
+        function.name += OPERATORS
+        defaults = [a for a in function.attribute_proto if a.name not in ATTRIBUTES]
+        del function.attribute_proto[:]
+        function.attribute_proto.extend(defaults)
 
 
 def _error_log(trt: ModuleType) -> Any:

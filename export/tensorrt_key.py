@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..card import Count
 from ..errors import BrainfastError
-from ..files import file_size, read_json
+from ..files import check_writable, file_size, read_json
 from ..runtimes import torch_device
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Package = Literal["tensorrt", "tensorrt_rtx"]
 PACKAGES: tuple[Package, ...] = ("tensorrt", "tensorrt_rtx")
+SUFFIX = ".engine"  # by which `opening.open_exported` knows the file
 AGAIN = "export the model again on this machine"
 
 
@@ -65,6 +66,23 @@ class EngineKey(_Strict):
 def key_path(engine: Path) -> Path:
     """Where the key of an engine file lies."""
     return engine.with_name(f"{engine.name}.json")
+
+
+def check_place(path: Path) -> None:
+    """Refuse a place where no engine file and its key can be written: call it before long work."""
+    if path.suffix != SUFFIX:
+        raise BrainfastError(
+            str(path),
+            expected=f"a path that ends in {SUFFIX}",
+            got=path.name or "a folder",
+            remedy=f"such as model{SUFFIX}",
+        )
+    for file in (path, key_path(path)):
+        if file.is_dir():
+            raise BrainfastError(
+                str(file), expected="a file", got="a folder", remedy="choose another name"
+            )
+    check_writable(path.parent)
 
 
 def read_engine(path: Path) -> tuple[EngineKey, bytes]:

@@ -73,17 +73,31 @@ def test_an_engine_is_strongly_typed_and_strict_and_has_a_key(install, graph, tm
     assert [output.shape for output in key.outputs] == [(-1, 90)]
 
 
-@pytest.mark.parametrize("readout", ["plugin", "operators"])
-def test_the_node_is_left_to_the_plugin_or_to_its_body(install, graph, tmp_path, readout):
+def test_the_node_is_left_to_the_plugin(install, graph, tmp_path):
     builder = install(fake_tensorrt.FakeBuilder())
-    key = build_engine(graph(), tmp_path / "model.engine", readout=readout)
-    assert key.readout == readout
+    key = build_engine(graph(), tmp_path / "model.engine", readout="plugin")
+    assert key.readout == "plugin"
     parsed = onnx.ModelProto.FromString(builder.parsed)
     (node,) = parsed.graph.node
     attributes = {attribute.name: attribute for attribute in node.attribute}
+    assert node.op_type == "factor_readout"
     assert attributes["plugin_namespace"].s == b"brainfast"
-    assert ("aot" in attributes) == (readout == "plugin")
-    assert len(parsed.functions) == (readout == "operators")
+    assert "aot" in attributes
+    assert not parsed.functions
+
+
+def test_operators_have_a_name_that_no_registered_plugin_has(install, graph, tmp_path):
+    builder = install(fake_tensorrt.FakeBuilder())
+    build_engine(graph(), tmp_path / "model.engine", readout="plugin")  # stays registered
+    key = build_engine(graph(), tmp_path / "model.engine", readout="operators")
+    assert key.readout == "operators"
+    parsed = onnx.ModelProto.FromString(builder.parsed)
+    (node,), (function,) = parsed.graph.node, parsed.functions
+    assert (node.domain, node.op_type) == (function.domain, function.name)
+    assert node.op_type != "factor_readout"
+    names = {attribute.name for attribute in [*node.attribute, *function.attribute_proto]}
+    assert not names & {"plugin_namespace", "plugin_version", "aot"}
+    assert function.node  # the body, which TensorRT computes
 
 
 @pytest.mark.parametrize(("found", "used"), [(b"mine", b"mine"), (b"of another GPU", b"")])
@@ -93,6 +107,48 @@ def test_a_timing_cache_is_read_and_written(install, graph, tmp_path, found, use
     cache.write_bytes(found)
     build_engine(graph(), tmp_path / "model.engine", timing_cache=cache)
     assert cache.read_bytes() == used + b"+"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"timing_cache": "cache"}, "timing cache: expected package tensorrt, got tensorrt_rtx"),
+        ({"package": "tensorrt", "timing_cache": "."}, "timing cache: expected a file, got the f"),
+        (
+            {"package": "tensorrt", "timing_cache": "model.onnx/cache"},
+            "model.onnx: expected .*folder",
+        ),
+    ],
+)
+def test_a_place_for_no_timing_cache_is_refused_before_the_build(
+    graph, tmp_path, monkeypatch, options, words
+):
+    monkeypatch.setattr(tensorrt_build, "open_package", None)
+    options = {"package": "tensorrt_rtx"} | options
+    options["timing_cache"] = tmp_path / options["timing_cache"]
+    with pytest.raises(BrainfastError, match=words):
+        build_engine(graph(), tmp_path / "model.engine", readout="operators", **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.plan", r"model.plan: expected a path that ends in \.engine, got model.plan"),
+        ("there.engine", r"there.engine: expected a file, got a folder"),
+        ("named.engine", r"named.engine.json: expected a file, got a folder"),
+        ("model.onnx/model.engine", r"model.onnx: expected .*folder"),
+    ],
+)
+def test_a_place_for_no_engine_is_refused_before_the_build(
+    graph, tmp_path, monkeypatch, name, words
+):
+    monkeypatch.setattr(tensorrt_build, "open_package", None)
+    source = graph()
+    for folder in ("there.engine", "named.engine.json"):
+        (tmp_path / folder).mkdir()
+    with pytest.raises(BrainfastError, match=words) as caught:
+        build_engine(source, tmp_path / name)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -51,5 +51,5 @@ def test_its_parser_says_what_it_does_not_take(one, photographs, tmp_path):
     del graph.functions[:]
     onnx.save(graph, path)
     with pytest.raises(BrainfastError, match="parser takes, got nothing_like_it") as caught:
-        build_engine(path, tmp_path / "e", package="tensorrt_rtx", readout="operators")
+        build_engine(path, tmp_path / "e.engine", package="tensorrt_rtx", readout="operators")
     assert "\n" not in str(caught.value)
