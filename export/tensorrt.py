@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..card import ParityCard
-from ..files import check_writable
+from ..files import write_json
+from .about import to_metadata
 from .onnx import Exported, export_onnx
 from .parity import TOLERANCE, check_tolerance, choose_stimuli, measure
 from .plan import AnyEncoder, make_plan, open_encoder
@@ -21,9 +22,10 @@ from .tensorrt_build import (
     build_engine,
     check_batches,
     check_readout,
+    check_timing_cache,
     prepare_plugin,
 )
-from .tensorrt_key import EngineKey, Package, find_gpu, key_path, open_package
+from .tensorrt_key import EngineKey, Package, check_place, find_gpu, key_path, open_package
 from .tensorrt_runtime import TensorRTModel
 
 FORM = "tensorrt engine"
@@ -43,14 +45,17 @@ def export_tensorrt(
     """Write a model folder or an encoder as an engine file for this machine's GPU and TensorRT.
 
     options: as of `export_onnx`. batches, readout, timing_cache and package: as of `build_engine`.
-    The engine is compared with the float64 twin, as `export_onnx` does it, and kept only if it
-    answers right. TensorRT for RTX builds without a GPU as well, and nothing is compared then: the
-    parity is the ONNX file's. It lies beside its key, `path`.json.
+    path: ends in .engine; folders on the way are made. The engine is compared with the float64
+    twin, as `export_onnx` does it, and kept only if it answers right; its errors go into the
+    model's card and the key, `path`.json. Its pixels are no output and are compared in the ONNX
+    file only. TensorRT for RTX builds without a GPU as well, and nothing is compared then: the
+    parity is the ONNX file's, and the model's card stays as it is.
     """
     path = Path(path)
-    check_writable(path.parent)
+    check_place(path)
     check_batches(batches)
     check_readout(readout)
+    check_timing_cache(timing_cache, package)
     open_package(package)
     runs_here = package != "tensorrt_rtx" or _sees_gpu()
     if runs_here:
@@ -58,9 +63,10 @@ def export_tensorrt(
     encoder = open_encoder(model)
     if readout == "plugin" and encoder.card.model == FACTORTOPY and _responses(options):
         prepare_plugin(package)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         graph, engine = Path(folder) / "model.onnx", Path(folder) / path.name
-        exported = export_onnx(encoder, graph, **options)
+        exported = _export_for_now(encoder, graph, options)
         key = build_engine(
             graph,
             engine,
@@ -72,11 +78,22 @@ def export_tensorrt(
         cards = exported.parity
         if runs_here:
             cards = _compare(encoder, engine, key, exported, options)
+            own = {"metadata": key.metadata | to_metadata(encoder.card, exported.about)}
+            write_json(key_path(engine), key.model_copy(update=own).model_dump(mode="json"))
         for built in (engine, key_path(engine)):
             built.replace(path.parent / built.name)
-    if isinstance(model, str | Path):
+    if runs_here and isinstance(model, str | Path):
         encoder.card.write(Path(model))
     return Exported(path, exported.about, cards)
+
+
+def _export_for_now(encoder: AnyEncoder, graph: Path, options: dict[str, Any]) -> Exported:
+    """`export_onnx` to a file that will be deleted: the encoder's card keeps no parity of it."""
+    card = encoder.card
+    try:
+        return export_onnx(encoder, graph, **options)
+    finally:
+        encoder.card = card
 
 
 def _compare(
