@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from ..card import Card
 from ..errors import BrainfastError
 from ..response import Response
-from ..runtimes import Pixels
+from ..runtimes import Pixels, check_trunk_precision
 from ..tokens import Tokens
-from ..trunk_export import FORMAT
+from ..trunk_export import FORMAT, output_names
 from .about import from_metadata
 from .model import ExportedModel
-from .tensorrt_key import EngineKey, check_machine, find_gpu, open_package, read_engine
+from .tensorrt_key import EngineKey, check_machine, find_gpu, key_path, open_package, read_engine
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +65,10 @@ class TensorRTModel(ExportedModel):
         """A Response, or scores [B,O], by output, in batches that the profile allows."""
         return super().predict(images, batch_size=min(batch_size, self._session.key.batches[2]))
 
+    def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> None:
+        """Capture what these batches run in, so that the first real one is as fast as the next."""
+        self._session.warm_up(batch_sizes)
+
     def _compute(self, inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
         return self._session.run(inputs)
 
@@ -72,7 +76,8 @@ class TensorRTModel(ExportedModel):
 class TensorRTRuntime:
     """A trunk's engine file (of `build_engine` on a model's trunk.onnx): pixels to raw tokens.
 
-    `layers` and `weights_hash`, where given, must be those of the file.
+    layers, weights_hash and precision, where given, must be those of the file. A batch above the
+    profile's largest runs in parts.
     """
 
     name = "tensorrt"
@@ -83,20 +88,31 @@ class TensorRTRuntime:
         layers: Sequence[int] | None = None,
         *,
         weights_hash: str | None = None,
+        precision: str | None = None,
         device: str = "cuda",
         buckets: Sequence[int] | None = None,
     ) -> None:
         path = Path(path)
         key, plan = read_engine(path)
-        self.precision = "fp32"
-        self.layers = _trunk_layers(path, key, layers, weights_hash)
+        self.layers, digest, self.precision = _read_trunk(path, key)
+        _check_trunk(path, "layers", self.layers, None if layers is None else tuple(layers))
+        _check_trunk(path, "trunk weights", digest, weights_hash)
+        _check_trunk(path, "trunk precision", self.precision, precision)
         self._session = EngineSession(path, key, plan, device, buckets)
+        self.device = self._session.device
 
     def __call__(self, pixels: Pixels) -> Tokens:
         """Run one batch."""
-        answers = self._session.run(pixels)
+        most, total = self._session.key.batches[2], max(len(pixels), 1)
+        parts = [self._session.run(pixels[start : start + most]) for start in range(0, total, most)]
+        joined = zip(*parts, strict=True)
+        answers = parts[0] if len(parts) == 1 else [np.concatenate(part) for part in joined]
         count = len(self.layers)
         return Tokens(tuple(answers[:count]), tuple(answers[count:]), self.layers)
+
+    def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> None:
+        """Capture what these batches run in, so that the first real one is as fast as the next."""
+        self._session.warm_up(batch_sizes)
 
 
 class EngineSession:
@@ -130,6 +146,11 @@ class EngineSession:
                 self._open[size] = _Bucket(self._engine, self.key, self.device, size)
             return self._open[size].run(inputs)
 
+    def warm_up(self, batch_sizes: Sequence[int]) -> None:
+        """Run one blank batch of every size."""
+        for size in batch_sizes:
+            self.run(np.zeros((size, *self.key.input.shape[1:]), dtype=self.key.input.dtype))
+
     def _on_device(self) -> AbstractContextManager[Any]:
         import torch
 
@@ -149,19 +170,25 @@ class _Bucket:
             kind = getattr(torch, dtype)
             own = torch.empty((size, *shape), dtype=kind, device=device)
             if not self._context.set_tensor_address(name, own.data_ptr()):
-                raise RuntimeError(f"TensorRT refused the buffer of {name}")
+                raise _failed(key, f"a buffer for {name} {list(own.shape)}", "a refusal")
             return torch.zeros(own.shape, dtype=kind, pin_memory=True), own
 
+        self._key = key
         self._context = engine.create_execution_context()
+        if self._context is None:
+            raise _failed(key, f"room on {device} for a batch of {size}", "no execution context")
+        shape = (size, *key.input.shape[1:])
+        if not self._context.set_input_shape(key.input.name, shape):
+            raise _failed(key, f"a profile with {key.input.name} {list(shape)}", "a refusal")
         self._stream = cuda.Stream(device)
         self._graph = cuda.CUDAGraph()
         self._input = buffers(key.input.name, key.input.dtype, key.input.shape[1:])
-        self._context.set_input_shape(key.input.name, (size, *key.input.shape[1:]))
         self._outputs = [buffers(o.name, o.dtype, o.shape[1:]) for o in key.outputs]
         with cuda.stream(self._stream):
             self._step()  # TensorRT prepares a new shape outside the graph
         self._stream.synchronize()
-        with cuda.graph(self._graph, stream=self._stream):
+        # Other threads may use the GPU meanwhile: the recording minds this thread alone.
+        with cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
             self._step()
 
     def run(self, inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
@@ -179,7 +206,7 @@ class _Bucket:
         host, own = self._input
         own.copy_(host, non_blocking=True)
         if not self._context.execute_async_v3(self._stream.cuda_stream):
-            raise RuntimeError("TensorRT did not run the engine")
+            raise _failed(self._key, "an engine that runs", "a refusal")
         for host, own in self._outputs:
             host.copy_(own, non_blocking=True)
 
@@ -249,10 +276,16 @@ def _deserialize(trt: ModuleType, runtime: Any, path: Path, plan: bytes) -> Any:
     return engine
 
 
-def _trunk_layers(
-    path: Path, key: EngineKey, layers: Sequence[int] | None, weights_hash: str | None
-) -> tuple[int, ...]:
-    """The layers that a trunk's engine gives, after comparing its metadata with what is wanted."""
+def _failed(key: EngineKey, expected: str, got: str) -> BrainfastError:
+    remedy = "free memory on the GPU, open it with smaller buckets, or export the model again"
+    return BrainfastError(key.package, expected=expected, got=got, remedy=remedy)
+
+
+def _read_trunk(path: Path, key: EngineKey) -> tuple[tuple[int, ...], str, str]:
+    """Layers, hash of the weights and precision that the key of a trunk's engine names.
+
+    A trunk that does not name its precision is what `export_trunk` writes: fp32.
+    """
     found = key.metadata
     if found.get("format") != FORMAT:
         raise BrainfastError(
@@ -261,12 +294,38 @@ def _trunk_layers(
             got="another engine",
             remedy="use TensorRTModel",
         )
-    held = tuple(int(layer) for layer in json.loads(found["layers"]))
-    digest = found["weights_hash"]
-    if layers is not None and held != tuple(layers):
-        raise BrainfastError(str(path), expected=f"layers {list(layers)}", got=str(list(held)))
-    if weights_hash is not None and digest != weights_hash:
+    try:
+        layers = tuple(int(layer) for layer in json.loads(found["layers"]))
+        digest = found["weights_hash"]
+    except (KeyError, TypeError, ValueError) as error:
         raise BrainfastError(
-            str(path), expected=f"trunk weights {weights_hash[:12]}", got=digest[:12]
+            str(key_path(path)),
+            expected="layers and weights_hash of a trunk",
+            got=f"{type(error).__name__}: {error}",
+            remedy="build the engine again",
+        ) from error
+    outputs = [output.name for output in key.outputs]
+    if outputs != output_names(layers):
+        raise BrainfastError(
+            str(key_path(path)),
+            expected=f"outputs {', '.join(output_names(layers))}",
+            got=", ".join(outputs),
+            remedy="build the engine again",
         )
-    return held
+    return layers, digest, check_trunk_precision(found.get("precision", "fp32"))
+
+
+def _check_trunk(path: Path, name: str, held: object, wanted: object | None) -> None:
+    """Refuse a trunk of another kind than is wanted; None wants nothing."""
+    if wanted is not None and held != wanted:
+        raise BrainfastError(
+            str(path),
+            expected=f"{name} {_brief(wanted)}",
+            got=_brief(held),
+            remedy="build it from this model's trunk.onnx",
+        )
+
+
+def _brief(value: object) -> str:
+    """Layers as a list, the start of a hash."""
+    return str(list(value)) if isinstance(value, tuple) else str(value)[:12]

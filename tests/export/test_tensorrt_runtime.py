@@ -161,6 +161,14 @@ def trunk_engine(engine):
     return engine
 
 
+def change_metadata(engine, change):
+    """Write the key again with other metadata; None leaves an entry out."""
+    path = key_path(engine)
+    key = tensorrt_build.EngineKey.model_validate_json(path.read_bytes())
+    found = {name: text for name, text in (key.metadata | change).items() if text is not None}
+    path.write_text(key.model_copy(update={"metadata": found}).model_dump_json())
+
+
 def test_a_trunk_gives_tokens(trunk_engine, photographs):
     runtime = TensorRTRuntime(trunk_engine, layers=[0, 2], weights_hash="a" * 64)
     tokens = runtime(photographs[:3])
@@ -169,11 +177,56 @@ def test_a_trunk_gives_tokens(trunk_engine, photographs):
     assert [part.shape for part in tokens.global_] == [(3, 5)] * 2
 
 
+def test_a_batch_above_the_profile_runs_in_parts(trunk_engine, photographs):
+    tokens = TensorRTRuntime(trunk_engine)(photographs)  # 4 and 1
+    means = photographs.reshape(5, -1).mean(axis=1)
+    assert np.allclose(tokens.global_[1], means[:, None])
+    assert FakeBucket.made == [4, 1]
+    with pytest.raises(BrainfastError, match=r"images: expected a batch of 1 to 4, .* got 0"):
+        TensorRTRuntime(trunk_engine)(photographs[:0])
+
+
+@pytest.mark.parametrize(
+    ("form", "opened"), [("engine", TensorRTModel), ("trunk_engine", TensorRTRuntime)]
+)
+def test_warming_up_opens_the_buckets_that_are_needed(request, form, opened):
+    opened(request.getfixturevalue(form)).warm_up([1, 3])
+    assert FakeBucket.made == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"layers": "[0, "}, "engine.json: expected layers and weights_hash of a trunk"),
+        ({"layers": "7"}, "engine.json: expected layers and weights_hash"),
+        ({"layers": "[0]"}, r"engine.json: expected outputs local.0, global.0, got local.0, local"),
+        ({"precision": "fp8"}, "trunk precision: expected fp32 or bf16, got 'fp8'"),
+    ],
+)
+def test_a_damaged_key_of_a_trunk(trunk_engine, change, words):
+    change_metadata(trunk_engine, change)
+    with pytest.raises(BrainfastError, match=words):
+        TensorRTRuntime(trunk_engine)
+
+
+def test_a_key_without_the_weights(trunk_engine):
+    change_metadata(trunk_engine, {"weights_hash": None})
+    with pytest.raises(BrainfastError, match="got KeyError: 'weights_hash'"):
+        TensorRTRuntime(trunk_engine)
+
+
+def test_the_precision_is_the_keys(trunk_engine):
+    assert TensorRTRuntime(trunk_engine, precision="fp32").precision == "fp32"
+    change_metadata(trunk_engine, {"precision": "bf16"})
+    assert TensorRTRuntime(trunk_engine).precision == "bf16"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"layers": [0, 1]}, r"expected layers \[0, 1\], got \[0, 2\]"),
         ({"weights_hash": "b" * 64}, "expected trunk weights bbbbbb"),
+        ({"precision": "bf16"}, "expected trunk precision bf16, got fp32"),
     ],
 )
 def test_a_trunk_of_another_model(trunk_engine, options, words):
