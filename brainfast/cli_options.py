@@ -65,12 +65,14 @@ class HeadPrecision(StrEnum):
 
 
 class RuntimeName(StrEnum):
-    """What runs the trunk; "compile" compiles for about half a minute first."""
+    """What runs the trunk; "compile" compiles for about half a minute first, "onnx" and "tensorrt"
+    run `trunk.onnx` and `trunk.engine` of the model folder."""
 
     auto = "auto"
     torch = "torch"
     compile = "compile"
     onnx = "onnx"
+    tensorrt = "tensorrt"
 
 
 ModelFolder = Annotated[Path, typer.Argument(help="Model folder, as `train` writes it.")]

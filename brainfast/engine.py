@@ -6,6 +6,7 @@ Where the trunk is on a GPU, so is all of `predict`: see `device_engine`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 VERTICES_FILE = "vertices.safetensors"
 TRUNK_FILE = "trunk.safetensors"
 ONNX_FILE = "trunk.onnx"
+TENSORRT_FILE = "trunk.engine"
+RUNTIMES = ("auto", "torch", "compile", "onnx", "tensorrt")
 ONNX_DEVICES = ("auto", "cpu", "cuda")  # "auto" is the CPU
 
 
@@ -55,7 +58,7 @@ class Engine:
         cls,
         folder: str | Path,
         *,
-        runtime: Literal["auto", "torch", "compile", "onnx"] = "auto",
+        runtime: Literal["auto", "torch", "compile", "onnx", "tensorrt"] = "auto",
         device: str = "auto",
         precision: Precision = "fp32",
         trunk_precision: Literal["fp32", "bf16"] = "fp32",
@@ -70,9 +73,10 @@ class Engine:
         runtime="onnx" needs `trunk.onnx` in the folder and no torch, and onnxruntime-gpu where the
         device is "cuda"; "auto" takes it where it lies in the folder and the trunk is asked for in
         fp32 on the CPU, else torch. "compile" takes
-        half a minute and a C++ compiler, see `CompiledRuntime`. vertices: region names, indices or
-        a mask. A GPU is used with runtime="torch" only; `predict` then leaves it with the responses
-        alone, and the golden ones are checked on that way.
+        half a minute and a C++ compiler, see `CompiledRuntime`. "tensorrt" runs `trunk.engine` of
+        the folder on the GPU that it was built for, and the head on the CPU. vertices: region
+        names, indices or a mask. With runtime="torch" on a GPU `predict` leaves it with the
+        responses alone, and the golden ones are checked on that way.
         """
         from .card import Card  # and with it pydantic, which an engine in memory does without
 
@@ -193,8 +197,11 @@ def open_runtime(
     threads: int | None,
 ) -> TrunkRuntime:
     """The trunk runtime that was asked for; what is missing for it is a BrainfastError."""
-    if runtime not in ("auto", "torch", "compile", "onnx"):
-        raise BrainfastError("runtime", expected="auto, torch, compile or onnx", got=repr(runtime))
+    if runtime not in RUNTIMES:
+        known = f"{', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}"
+        raise BrainfastError("runtime", expected=known, got=repr(runtime))
+    if runtime == "tensorrt":
+        return _open_tensorrt(folder / TENSORRT_FILE, card, device, precision)
     onnx = folder / ONNX_FILE
     fits = precision == "fp32" and device in ("auto", "cpu")
     if runtime == "onnx" or (runtime == "auto" and fits and onnx.is_file()):
@@ -231,3 +238,24 @@ def open_runtime(
     weights = folder / TRUNK_FILE
     trunk = Trunk.from_config(card.trunk, weights=weights if weights.is_file() else None)
     return open_trunk(trunk, runtime, precision, device)
+
+
+def _open_tensorrt(path: Path, card: Card, device: str, precision: str) -> TrunkRuntime:
+    """The trunk's engine file, which must be of the card's weights and in the precision."""
+    if not path.is_file():
+        raise BrainfastError(
+            str(path),
+            expected="the trunk as an engine file of TensorRT",
+            got="nothing there",
+            remedy="build it from trunk.onnx with brainfast.export.tensorrt_build.build_engine",
+        )
+    # Engine files are the exporters', a floor above: loaded for those who ask for one, by name.
+    module = import_module(".export.tensorrt_runtime", __package__)
+    trunk: TrunkRuntime = module.TensorRTRuntime(
+        path,
+        card.trunk.layers,
+        weights_hash=card.trunk.weights_hash,
+        precision=precision,
+        device="cuda" if device == "auto" else device,
+    )
+    return trunk

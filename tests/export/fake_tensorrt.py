@@ -11,10 +11,17 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from brainfast.export import tensorrt, tensorrt_build, tensorrt_runtime
 
 BINDINGS = "tensorrt_bindings"  # the wheel's package
 CREATORS: dict[tuple[str, str, str], Any] = {}
@@ -153,10 +160,19 @@ class Severity(enum.IntEnum):
     WARNING = 2
 
 
+def _tensor(value: Any) -> SimpleNamespace:
+    """An ONNX input or output as TensorRT describes it: a free size is -1."""
+    kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    sizes = value.type.tensor_type.shape.dim
+    shape = tuple(-1 if size.dim_param else size.dim_value for size in sizes)
+    return SimpleNamespace(name=value.name, dtype=kind, shape=shape)
+
+
 class FakeBuilder:
     """Records what the building of an engine asks TensorRT for.
 
-    refuses: what fails; keeps_graph: the engine's bytes are those of the ONNX file.
+    refuses: what fails; keeps_graph: the engine's bytes are those of the ONNX file, and its inputs
+    and outputs are that file's.
     """
 
     version = "11.4.0"
@@ -195,7 +211,14 @@ class FakeBuilder:
         return self
 
     # The builder, its network, parser, profile, configuration and timing cache, all in one.
-    num_inputs, num_outputs, num_errors = 1, 1, 1
+    num_inputs, num_errors = 1, 1
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self._graph().output) if self.keeps_graph else 1
+
+    def _graph(self) -> Any:
+        return onnx.ModelProto.FromString(self.parsed).graph
 
     def create_network(self, flags: int) -> FakeBuilder:
         self.flags = flags
@@ -210,9 +233,13 @@ class FakeBuilder:
         return SimpleNamespace(**{name: lambda text=text: text for name, text in texts.items()})
 
     def get_input(self, _: int) -> SimpleNamespace:
+        if self.keeps_graph:
+            return _tensor(self._graph().input[0])
         return SimpleNamespace(name="images", dtype="uint8", shape=(-1, 40, 50, 3))
 
-    def get_output(self, _: int) -> SimpleNamespace:
+    def get_output(self, number: int) -> SimpleNamespace:
+        if self.keeps_graph:
+            return _tensor(self._graph().output[number])
         return SimpleNamespace(name="response", dtype="float32", shape=(-1, 90))
 
     def create_builder_config(self) -> FakeBuilder:
@@ -249,3 +276,35 @@ class FakeBuilder:
             self.log.log(Severity.ERROR, "no memory")
             return None
         return self.parsed if self.keeps_graph else b"an engine"
+
+
+class GraphBucket:
+    """Runs the graph that the engine's bytes are, in batches of at most its size."""
+
+    drift = 0.0
+
+    def __init__(self, engine: bytes, key: Any, device: Any, size: int) -> None:
+        self.session = onnxruntime.InferenceSession(engine, providers=["CPUExecutionProvider"])
+        self.size = size
+
+    def run(self, inputs: Any) -> list[Any]:
+        assert len(inputs) <= self.size
+        (name,) = (tensor.name for tensor in self.session.get_inputs())
+        return [answer + self.drift for answer in self.session.run(None, {name: inputs})]
+
+
+def install_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU and TensorRT, for both of which ONNX Runtime stands."""
+    module = FakeBuilder(keeps_graph=True).module()
+    parts = {
+        "Logger": type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None}),
+        "Runtime": lambda log: SimpleNamespace(deserialize_cuda_engine=lambda plan: plan),
+    }
+    for name, value in parts.items():
+        setattr(module, name, value)
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    gpu = torch.device("cuda", 0), ("NVIDIA H200", "9.0")
+    for place in (tensorrt, tensorrt_build, tensorrt_runtime):
+        monkeypatch.setattr(place, "find_gpu", lambda device="cuda": gpu)
+    monkeypatch.setattr(tensorrt_runtime, "_Bucket", GraphBucket)
+    monkeypatch.setattr(tensorrt_runtime.EngineSession, "_on_device", lambda self: nullcontext())

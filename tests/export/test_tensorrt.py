@@ -4,53 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-from contextlib import nullcontext
-from types import SimpleNamespace
 
 import fake_tensorrt
 import numpy as np
-import onnxruntime
 import pytest
-import torch
 
 from brainfast.card import Card
 from brainfast.encoder import load
 from brainfast.errors import BrainfastError
-from brainfast.export import OnnxModel, export_onnx, tensorrt, tensorrt_build, tensorrt_runtime
+from brainfast.export import OnnxModel, export_onnx, tensorrt
 from brainfast.export.about import from_metadata
 from brainfast.export.tensorrt import export_tensorrt
 from brainfast.export.tensorrt_key import read_engine
 from brainfast.export.tensorrt_runtime import TensorRTModel
 
-H200 = torch.device("cuda", 0), ("NVIDIA H200", "9.0")
-
-
-class GraphBucket:
-    """Runs the graph that the engine's bytes are, in batches of at most its size."""
-
-    drift = 0.0
-
-    def __init__(self, engine, key, device, size):
-        self.session = onnxruntime.InferenceSession(engine, providers=["CPUExecutionProvider"])
-        self.size = size
-
-    def run(self, inputs):
-        assert len(inputs) <= self.size
-        (name,) = (tensor.name for tensor in self.session.get_inputs())
-        return [answer + self.drift for answer in self.session.run(None, {name: inputs})]
-
 
 @pytest.fixture
 def machine(monkeypatch):
-    module = fake_tensorrt.FakeBuilder(keeps_graph=True).module()
-    module.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
-    module.Runtime = lambda log: SimpleNamespace(deserialize_cuda_engine=lambda plan: plan)
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    for place in (tensorrt, tensorrt_build, tensorrt_runtime):
-        monkeypatch.setattr(place, "find_gpu", lambda device="cuda": H200)
-    monkeypatch.setattr(tensorrt_runtime, "_Bucket", GraphBucket)
-    monkeypatch.setattr(tensorrt_runtime.EngineSession, "_on_device", lambda self: nullcontext())
+    fake_tensorrt.install_graphs(monkeypatch)
 
 
 @pytest.fixture
@@ -120,7 +91,7 @@ def test_a_place_for_no_engine_is_refused_before_the_export(model, tmp_path, mon
 
 
 def test_an_engine_that_drifts_leaves_nothing(machine, model, photographs, tmp_path, monkeypatch):
-    monkeypatch.setattr(GraphBucket, "drift", 0.1)
+    monkeypatch.setattr(fake_tensorrt.GraphBucket, "drift", 0.1)
     with pytest.raises(BrainfastError, match="tensorrt engine: expected errors of at most"):
         export(model, tmp_path / "model.engine", photographs)
     assert os.listdir(tmp_path) == ["model"]
