@@ -1,7 +1,7 @@
 #!/bin/sh
 # All that needs TensorRT and a GPU, in one go: kernel and plugin tests, export with the parity of
-# both forms of the readout, latency against torch. Run it where `brainfast doctor` says that
-# engines can be built.
+# both forms of the readout and every trunk precision, latency against torch. Run it where
+# `brainfast doctor` says that engines can be built.
 #
 #   benchmarks/tensorrt.sh MODEL_FOLDER [RESULT.json]
 set -eu

@@ -9,115 +9,102 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from brainfast.bench.table import machine
-from brainfast.engine import Engine
+from brainfast.bench.latency import Opened, bench_latency, open_model, print_latency
 from brainfast.export.onnx import SOURCE
+from brainfast.export.plan import AnyEncoder, open_encoder
 from brainfast.export.tensorrt import export_tensorrt
-from brainfast.export.tensorrt_key import read_engine
-from brainfast.export.tensorrt_runtime import TensorRTModel
+from brainfast.export.tensorrt_key import find_gpu, read_engine
 from brainfast.files import write_json
-from brainfast.machine import usable_cores
 
 BATCHES = (1, 8, 32)
-PACED_CALLS = 40
-
-Call = Callable[[], object]
-
-
-def latency_ms(
-    call: Call,
-    calls: int,
-    pace_s: float = 0.0,
-    *,
-    clock: Callable[[], float] = time.perf_counter,
-    sleep: Callable[[float], object] = time.sleep,
-) -> dict[str, float]:
-    """The first call, then median and tails of `calls` more, each `pace_s` after the last began."""
-    taken = []
-    for _ in range(calls + 1):
-        start = clock()
-        call()
-        taken.append((clock() - start) * 1e3)
-        sleep(max(0.0, pace_s - taken[-1] / 1e3))
-    p50, p99, p999 = np.percentile(taken[1:], [50, 99, 99.9])
-    return {
-        "first_ms": taken[0],
-        "p50_ms": float(p50),
-        "p99_ms": float(p99),
-        "p99.9_ms": float(p999),
-        "best_ms": min(taken[1:]),
-    }
+PACED_CALLS = 100  # the fewest that tell a p99
+TRUNKS = {"TensorRT": ("fp32", "fp16", "bf16"), "torch": ("fp32", "bf16")}
 
 
-def rows(name: str, run: Callable[[Any], object], calls: int, pace_s: float) -> list[Any]:
-    """Tight at every batch size, and paced at one image, as an experiment shows them."""
-    found = []
-    for batch in BATCHES:
-        images = np.random.default_rng(0).integers(0, 256, (batch, *SOURCE, 3), dtype=np.uint8)
-
-        def call(images: Any = images) -> object:
-            return run(images)
-
-        tight = latency_ms(call, max(30, calls // batch))
-        found.append({"form": name, "batch": batch, "pace_s": 0.0, **tight})
-        if batch == 1:
-            paced = latency_ms(call, PACED_CALLS, pace_s)
-            found.append({"form": name, "batch": batch, "pace_s": pace_s, **paced})
-    return found
+Timed = dict[str, Any]
 
 
-def measure(model: Path, calls: int, pace_s: float) -> dict[str, Any]:
-    """Parity and latency of every form."""
-    found: dict[str, Any] = {
-        "machine": machine(usable_cores()),
-        "gpu": torch.cuda.get_device_name(),
-        "model": str(model.resolve().name),
-        "parity": [],
-        "latency": [],
-    }
+def measure(model: Path, time_it: Callable[[Callable[[], Opened]], Timed]) -> dict[str, Any]:
+    """Parity and latency of every form, and of torch on the same GPU."""
+    _, gpu = find_gpu()
+    encoder = open_encoder(model)  # not the folder, whose card would keep what is deleted here
+    found: dict[str, Any] = {"gpu": gpu, "model": model.resolve().name, "engines": [], "torch": []}
     with tempfile.TemporaryDirectory() as folder:
-        cache = Path(folder) / "timing"
-        for readout in ("plugin", "operators"):
-            path = Path(folder) / f"{readout}.engine"
-            start = time.perf_counter()
-            exported = export_tensorrt(
-                model, path, batches=BATCHES, readout=readout, timing_cache=cache
-            )
-            build_s = time.perf_counter() - start
-            key, _ = read_engine(path)
-            found["tensorrt"] = key.version
-            cards = [card.model_dump(mode="json") for card in exported.parity]
-            found["parity"].append({"readout": readout, "build_s": build_s, "cards": cards})
-            opened = TensorRTModel(path)
-            found["latency"] += rows(f"TensorRT, {readout}", opened.run, calls, pace_s)
-    for precision in ("fp32", "bf16"):
-        engine = Engine.load(model, runtime="torch", device="cuda", trunk_precision=precision)
-        found["latency"] += rows(f"torch {precision}", engine.predict, calls, pace_s)
+        for precision in TRUNKS["TensorRT"]:
+            found["engines"] += engines(encoder, Path(folder), precision, time_it)
+    for precision in TRUNKS["torch"]:
+        options = {"runtime": "torch", "device": "cuda", "trunk_precision": precision}
+        timed = time_it(partial(open_model, model, **options))
+        found["torch"].append({"trunk": precision, "latency": timed})
     return found
+
+
+def engines(
+    encoder: AnyEncoder,
+    folder: Path,
+    precision: str,
+    time_it: Callable[[Callable[[], Opened]], Timed],
+) -> list[dict[str, Any]]:
+    """A trunk precision in both forms of the readout; in one, where no node is the plugin's."""
+    found = []
+    for readout in ("plugin", "operators"):
+        path = folder / f"{readout}-{precision}.engine"
+        start = time.perf_counter()
+        exported = export_tensorrt(
+            encoder,
+            path,
+            batches=BATCHES,
+            readout=readout,
+            timing_cache=folder / "timing",
+            trunk_precision=precision,
+            source=SOURCE,
+        )
+        build_s = time.perf_counter() - start
+        key, _ = read_engine(path)
+        found.append(
+            {
+                "trunk": precision,
+                "readout": key.readout,
+                "tensorrt": key.version,
+                "build_s": build_s,
+                "parity": [card.model_dump(mode="json") for card in exported.parity],
+                "latency": time_it(partial(open_model, path)),
+            }
+        )
+        if key.readout != readout:
+            break  # no node is the plugin's, and the other form would be this engine again
+    return found
+
+
+def latency(open_: Callable[[], Opened], calls: int, pace_s: float) -> Timed:
+    """At once at every batch size, and one image at an experiment's pace."""
+    opened: list[Opened] = []
+
+    def open_once() -> Opened:
+        opened.append(open_())
+        return opened[0]
+
+    tables = {"at_once": bench_latency(open_once, batches=BATCHES, calls=calls)}
+    tables["paced"] = bench_latency(lambda: opened[0], calls=PACED_CALLS, pace_s=pace_s)
+    for table in tables.values():
+        print_latency(table)
+    return {name: table.as_json() for name, table in tables.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print a line a row, and write the JSON."""
+    """Measure, print a table a form, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("result", type=Path)
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--pace", type=float, default=1.5)
     chosen = parser.parse_args(arguments)
-    found = measure(chosen.model, chosen.calls, chosen.pace)
-    for row in found["latency"]:
-        paced = f", every {row['pace_s']} s" if row["pace_s"] else ""
-        print(
-            f"{row['form']}, B={row['batch']}{paced}: p50 {row['p50_ms']:.3f} ms,"
-            f" p99 {row['p99_ms']:.3f}, p99.9 {row['p99.9_ms']:.3f}, first {row['first_ms']:.1f}"
-        )
-    write_json(chosen.result, found)
+    time_it = partial(latency, calls=chosen.calls, pace_s=chosen.pace)
+    write_json(chosen.result, measure(chosen.model, time_it))
 
 
 if __name__ == "__main__":
