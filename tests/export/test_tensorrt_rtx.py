@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from brainfast.encoder import load
 from brainfast.errors import BrainfastError
 from brainfast.export import export_onnx
 from brainfast.export.tensorrt import export_tensorrt
 from brainfast.export.tensorrt_build import build_engine
 from brainfast.export.tensorrt_key import read_engine
+from brainfast.trunk_export import output_names
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
 
@@ -39,6 +41,14 @@ def test_a_model_of_several_subjects_builds(several, tmp_path):
     export_tensorrt(several, path, **options)
     key, _ = read_engine(path)
     assert [output.name for output in key.outputs] == [f"response.{name}" for name in "abc"]
+
+
+def test_a_trunk_builds(one, tmp_path):
+    folder = load(one).save(tmp_path / "model", onnx=True)
+    options = {"package": "tensorrt_rtx", "batches": (1, 2, 4)}
+    key = build_engine(folder / "trunk.onnx", folder / "trunk.engine", **options)
+    assert key.input.shape == (-1, 3, 32, 32)
+    assert [output.name for output in key.outputs] == output_names((0, 1))
 
 
 def test_its_parser_says_what_it_does_not_take(one, photographs, tmp_path):
