@@ -15,7 +15,7 @@ from ..files import write_json
 from .about import to_metadata
 from .onnx import Exported, export_onnx
 from .parity import TOLERANCE, check_tolerance, choose_stimuli, measure
-from .plan import AnyEncoder, make_plan, open_encoder
+from .plan import AnyEncoder, make_plan, open_encoder, renew_card
 from .tensorrt_build import (
     BATCHES,
     Readout,
@@ -78,6 +78,7 @@ def export_tensorrt(
         cards = exported.parity
         if runs_here:
             cards = _compare(encoder, engine, key, exported, options)
+            renew_card(model, encoder, cards)
             own = {"metadata": key.metadata | to_metadata(encoder.card, exported.about)}
             write_json(key_path(engine), key.model_copy(update=own).model_dump(mode="json"))
         for built in (engine, key_path(engine)):

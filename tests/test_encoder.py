@@ -260,7 +260,8 @@ def test_a_folder_that_is_no_model_is_left_alone(encoder: Encoder, tmp_path: Pat
 def test_bad_choices_are_refused(encoder: Encoder, saved: Path) -> None:
     for arguments, said in (
         ({"precision": "fp16"}, "precision"),
-        ({"runtime": "tensorrt"}, "runtime"),
+        ({"runtime": "openvino"}, "runtime"),
+        ({"runtime": "tensorrt"}, "trunk.engine"),
         ({"runtime": "onnx"}, "trunk.onnx"),
     ):
         with pytest.raises(BrainfastError, match=said):
