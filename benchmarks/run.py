@@ -59,6 +59,7 @@ def measure(
     """
     started, elsewhere = time.monotonic(), BusyElsewhere()
     kept = _kept(before, threads, cases)
+    spent = before["machine"]["seconds"] if before and kept else 0
     result: Result = {"tables": kept, "left_out": {}, "failed": {}}
     with using_threads(threads):
         best = _best(ceilings.measure(), before["ceilings"] if before and kept else {})
@@ -78,7 +79,7 @@ def measure(
             best = _best(best, ceilings.measure())
             about = machine(threads) | {
                 "busy_elsewhere": elsewhere.cores(),
-                "seconds": round(time.monotonic() - started),
+                "seconds": spent + round(time.monotonic() - started),
             }
             tables = [_table(each, about, best) for each in found]
             if progress and found and found[-1].case is case:

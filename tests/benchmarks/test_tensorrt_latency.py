@@ -29,7 +29,7 @@ def machine(monkeypatch):
 
     def open_model(path, **options):
         found.opened.append((path.suffix, options.get("trunk_precision")))
-        return Opened("it", (40, 50), lambda images: found.asked.append(len(images)))
+        return Opened("it", (40, 50), lambda images: found.asked.append(len(images)), 1, "cpu")
 
     gpu = None, ("NVIDIA H200", "9.0")
     monkeypatch.setattr(tensorrt_latency, "find_gpu", lambda: gpu)
