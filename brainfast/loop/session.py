@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from ..errors import BrainfastError
 from .candidates import Candidates, FoldedObjective
+from .choice import Choice
 from .clock import Clock, SystemClock, lsl_clock
 from .design import Design, design_path
 from .folding import as_candidates, folded
 from .log import FORMAT, FORMAT_VERSION, LogWriter, encode_betas, read_log
-from .measured import Space, betas_of, check_betas, measure
+from .measured import Measurement, Space, betas_of, check_betas, measure
 from .posterior import MAX_COLUMNS
-from .ranking import Options, Progress, Source, Strategy, as_number, decide
+from .ranking import Options, Progress, Source, Status, Strategy, Trial, as_number, decide
 from .replay import Restored, restore
 from .versions import versions
 from .worker import Ranker
@@ -33,31 +34,6 @@ READY_S = 600.0  # for the first ranking, before any deadline counts
 WAIT_SHARE = 0.6  # of the deadline; the rest is for looking up and writing down
 STAGES = ("choose", "tell", "rank", "write", "sync")
 STAGES_KEPT = 100_000
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The image to show, and how it came about.
-
-    image: id in the pool; trial: number of the choice, from 0
-    score: what the objective is expected to measure (z); uncertainty: standard deviation of that
-    measurement, the posterior's and a trial's noise together; value: what the strategy maximised;
-    all None for a fallback, which nothing was computed for
-    ties: how many candidates shared the value; the lowest row was taken
-    source: "fresh", all that was told is in it; "stale", the best so far; "fallback"
-    late: not fresh, or after the deadline;  latency_ms: from the call to the decision, or where
-    writing it down took until after the deadline, to the end of that
-    """
-
-    image: str
-    trial: int
-    score: float | None
-    value: float | None
-    uncertainty: float | None
-    ties: int
-    source: Source
-    late: bool
-    latency_ms: float
 
 
 class Session:
@@ -187,15 +163,13 @@ class Session:
         BrainfastError, and the session is as before.
         """
         start = self._clock.monotonic()
-        design = self._progress.design
-        betas = check_betas(betas_of(measured, subject, self._space), design.V)
-        measurement = measure(betas, design.weights, design.noise)
+        betas, measurement = self._measured(measured, subject)
         text = encode_betas(betas)
         with self._condition:
             self._check_open()
             self._check_own(choice)
             about = {"trial": choice.trial, "image": choice.image, **measurement._asdict()}
-            self._append({"event": "tell", **about, "V": design.V, "measured": text})
+            self._append({"event": "tell", **about, "V": len(betas), "measured": text})
             self._progress.tell(choice.trial, measurement)
             self._condition.notify_all()
         self._record("tell", self._clock.monotonic() - start)
@@ -208,6 +182,27 @@ class Session:
             self._append({"event": "skip", "trial": choice.trial, "image": choice.image})
             self._progress.skip(choice.trial)
             self._condition.notify_all()
+
+    def has_told(self, trial: int, measured: Any, *, subject: str | None = None) -> bool:
+        """Whether these betas were told for a trial before, so that telling them again is no news.
+
+        They are taken as `tell` takes them, and refused as there. Betas that differ only where the
+        objective has no weight are the same to a session.
+        """
+        _, measurement = self._measured(measured, subject)
+        with self._condition:
+            return self._trial(trial).measurement == measurement
+
+    def status(self, trial: int) -> Status:
+        """What became of a choice: "outstanding", "told" or "skipped"."""
+        with self._condition:
+            return self._trial(trial).status
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """All choices in order, those from before a resumption too: the number is the trial."""
+        with self._condition:
+            return tuple(self._choices)
 
     @property
     def options(self) -> Options:
@@ -371,6 +366,21 @@ class Session:
                 expected=f"{self._latest:.6f} s or later",
                 got=f"{moment:.6f} s: it went back",
             )
+
+    def _measured(
+        self, measured: Any, subject: str | None
+    ) -> tuple[NDArray[np.float32], Measurement]:
+        design = self._progress.design
+        betas = check_betas(betas_of(measured, subject, self._space), design.V)
+        return betas, measure(betas, design.weights, design.noise)
+
+    def _trial(self, trial: int) -> Trial:
+        trials = self._progress.trials
+        if not 0 <= trial < len(trials):
+            raise BrainfastError(
+                "trial", expected=f"one of the {len(trials)} choices", got=str(trial)
+            )
+        return trials[trial]
 
     def _check_own(self, choice: Choice) -> None:
         own = choice.trial < len(self._choices) and self._choices[choice.trial] == choice

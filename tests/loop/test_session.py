@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from brainfast.errors import BrainfastError
-from brainfast.loop import ArrayCandidates, read_log, worker
+from brainfast.loop import ArrayCandidates, Session, read_log, worker
 from brainfast.loop.design import Design
 from brainfast.loop.ranking import rank
 from loop_world import READOUT, WEIGHTS, N, TestClock, V, betas, features, play, pool, session
@@ -272,6 +272,46 @@ def test_told_twice_skipped_and_foreign_choices_are_refused() -> None:
             running.skip(other.next())
 
 
+def test_choices_tell_what_became_of_them_after_a_resumption_too(tmp_path: Path) -> None:
+    log = tmp_path / "s.jsonl"
+    with session(log=log) as running:
+        shown = tuple(running.next() for _ in range(3))
+        running.tell(shown[0], betas(shown[0]))
+        running.skip(shown[1])
+        states = _known(running, shown)
+    with Session.resume(log) as again:
+        assert _known(again, shown) == states
+        again.next()
+        assert len(again.choices) == 4
+
+
+def _known(running: Session, shown: tuple[Any, ...]) -> list[str]:
+    assert running.choices == shown
+    same = betas(shown[0])
+    told, blank, other = same.copy(), same.copy(), same.copy()
+    blank[2] = np.nan  # of weight 0
+    other[0] = np.nextafter(other[0] + 1, 9)
+    assert running.has_told(0, told)
+    assert running.has_told(0, told.astype(np.float64).tolist())
+    assert running.has_told(0, blank)
+    assert not running.has_told(0, other)
+    assert not any(running.has_told(trial, betas(shown[trial])) for trial in (1, 2))
+    with pytest.raises(BrainfastError, match=r"betas \[6\]"):
+        running.has_told(0, np.zeros(9))
+    states = [running.status(trial) for trial in range(3)]
+    assert states == ["told", "skipped", "outstanding"]
+    return states
+
+
+@pytest.mark.parametrize("trial", [1, -1])
+def test_a_trial_that_was_not_chosen_has_no_status(trial: int) -> None:
+    with session() as running:
+        choice = running.next()
+        for ask in (running.status, lambda n: running.has_told(n, betas(choice))):
+            with pytest.raises(BrainfastError, match=f"one of the 1 choices, got {trial}"):
+                ask(trial)
+
+
 def test_a_clock_that_goes_back_is_refused_and_nothing_is_lost() -> None:
     clock = TestClock()
     with session(clock=clock) as running:
@@ -327,8 +367,6 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
 
 
 def test_regions_need_an_engine() -> None:
-    from brainfast import Session
-
     with pytest.raises(BrainfastError, match="give engine="):
         Session(pool(), "FFA - PPA")
 
