@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from brainfast.loop import ArrayCandidates, FoldedObjective, Session, read_log
-from brainfast.loop.design import design_path
+from brainfast.loop.design_file import design_path
 from brainfast.loop.log import sealed
 
 N, F, V = 24, 10, 6
@@ -39,6 +39,12 @@ def objective() -> FoldedObjective:
     return FoldedObjective("first - last", WEIGHTS, WEIGHTS @ READOUT, 0.25)
 
 
+def second() -> FoldedObjective:
+    """The middle two vertices."""
+    weights = np.array([0, 0, 0.5, 0.5, 0, 0], dtype=np.float32)
+    return FoldedObjective("middle", weights, weights @ READOUT, -1.0)
+
+
 def betas(choice: Any, seed: int = 0) -> np.ndarray:
     """What the model predicts for a choice, and noise."""
     row = int(choice.image.removeprefix("image-"))
@@ -48,9 +54,8 @@ def betas(choice: Any, seed: int = 0) -> np.ndarray:
 
 def session(**options: Any) -> Session:
     """A session on the small pool, whose deadline a busy machine meets."""
-    given = options.pop("pool", None)
-    options = {"deadline_ms": 60_000.0} | options
-    return Session(pool() if given is None else given, objective(), **options)
+    options = {"pool": pool(), "objective": objective(), "deadline_ms": 60_000.0} | options
+    return Session(**options)
 
 
 def play(running: Session, trials: int = 6, waiting: int = 2) -> list[Any]:

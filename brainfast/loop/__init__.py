@@ -1,10 +1,11 @@
 """The closed loop: the next stimulus inside an experiment, its log, and its rehearsal."""
 
 from .candidates import ArrayCandidates, Candidates, FoldedObjective
+from .choice import Choice
 from .log import read_log
 from .measured import project
 from .replay import Replayed, replay
-from .session import Choice, Session
+from .session import Session
 
 __all__ = [
     "ArrayCandidates",

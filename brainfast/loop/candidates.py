@@ -111,7 +111,7 @@ class FoldedObjective:
                     f"{name} of {self.name}",
                     expected="one objective: finite numbers in one row",
                     got=f"{given.dtype} {list(given.shape)}",
-                    remedy="a session follows one objective; combine several into one",
+                    remedy="give a list of objectives, one each",
                 )
             object.__setattr__(self, name, np.ascontiguousarray(array, dtype=np.float32))
         if not self.weights.any():
@@ -123,6 +123,10 @@ class FoldedObjective:
             raise BrainfastError(
                 f"offset of {self.name}", expected="a finite number", got=str(self.offset)
             )
+
+    def scores(self, features: NDArray[np.float64]) -> NDArray[np.float64]:  # [n,F] -> [n]
+        """What the model expects of candidates."""
+        return np.asarray(features @ self.template.astype(np.float64) + self.offset)
 
 
 def check_candidates(pool: Candidates) -> tuple[str, ...]:

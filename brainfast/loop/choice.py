@@ -11,7 +11,7 @@ from .ranking import Source
 class Choice:
     """The image to show, and how it came about.
 
-    image: id in the pool; trial: number of the choice, from 0
+    image: id in the pool; trial: number of the choice, from 0; objective: what it is shown for
     score: what the objective is expected to measure (z); uncertainty: standard deviation of that
     measurement, the posterior's and a trial's noise together; value: what the strategy maximised;
     all None for a fallback, which nothing was computed for
@@ -23,6 +23,7 @@ class Choice:
 
     image: str
     trial: int
+    objective: str
     score: float | None
     value: float | None
     uncertainty: float | None

@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 from ..errors import BrainfastError
 from ..objective import Objective
 from ..pool import Pool
+from ..pool_build import flat_template
 from .candidates import Candidates, FoldedObjective
+from .measured import Space
 
 if TYPE_CHECKING:
     from ..engine import Engine
+
+Floats = NDArray[np.float32]
 
 
 class PoolCandidates:
@@ -39,12 +43,12 @@ class PoolCandidates:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def features(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def features(self, rows: NDArray[np.int64]) -> Floats:
         """Features float32 [n,F] of some candidates."""
         return self._pool.rows.decoded(self._rows[rows])
 
-    def fold(self, objective: Any, engine: Engine | None = None) -> FoldedObjective:
-        """An objective on these features, through their engine: this one, or the pool's own."""
+    def fold(self, objective: Any, engine: Engine | None = None) -> tuple[FoldedObjective, ...]:
+        """Objectives on these features, through their engine: this one, or the pool's own."""
         pool = self._pool if engine is None else self._pool.with_engine(engine)
         engine = pool.engine
         if engine is None:
@@ -54,13 +58,8 @@ class PoolCandidates:
                 got="one without",
                 remedy="Pool.open(path, engine)",
             )
-        templates, offset = pool.templates(objective)
         goal = Objective.of(objective)
-        weights = goal.weights(engine.space)
-        space = engine.space
-        return FoldedObjective(
-            ", ".join(goal.names), weights, templates, offset[0], space.hash(), space.subject
-        )
+        return _several(goal, *pool.templates(goal), engine)
 
 
 def as_candidates(pool: Any) -> Candidates:
@@ -73,27 +72,32 @@ def as_candidates(pool: Any) -> Candidates:
 
 
 def fold(objective: Any, engine: Engine) -> FoldedObjective:
-    """What `Objective` takes, folded onto what the engine's head reads; it must be one."""
-    goal = Objective.of(objective)
-    template = goal.fold(engine)
-    folded = template.tokens if hasattr(template, "tokens") else template.latent
-    space = engine.space
-    return FoldedObjective(
-        ", ".join(goal.names),
-        goal.weights(space),
-        folded.flat(),
-        template.offset[0],
-        space.hash(),
-        space.subject,
-    )
+    """One objective, folded onto what the engine's head reads; several are a BrainfastError."""
+    found = _fold(objective, engine)
+    if len(found) > 1:
+        raise BrainfastError("objective", expected="one objective", got=f"{len(found)} of them")
+    return found[0]
 
 
-def folded(objective: Any, pool: Candidates, engine: Engine | None) -> FoldedObjective:
-    """What a session follows: as it is, or folded through the engine of the pool."""
-    if isinstance(objective, FoldedObjective):
-        return objective
-    if isinstance(pool, PoolCandidates):
-        return pool.fold(objective, engine)
+def folded(objective: Any, pool: Candidates, engine: Engine | None) -> tuple[FoldedObjective, ...]:
+    """What a session follows: as it is, or folded through the engine of the pool.
+
+    objective: what `Objective` takes, a `FoldedObjective`, or a list with one of these in it
+    """
+    listed = isinstance(objective, list | tuple)
+    if listed and any(isinstance(one, FoldedObjective) for one in objective):
+        found = tuple(goal for one in objective for goal in folded(one, pool, engine))
+    elif isinstance(objective, FoldedObjective):
+        found = (objective,)
+    elif isinstance(pool, PoolCandidates):
+        found = pool.fold(objective, engine)
+    else:
+        found = _fold(objective, _engine_of(objective, pool, engine))
+    return _checked(found)
+
+
+def _engine_of(objective: Any, pool: Candidates, engine: Engine | None) -> Engine:
+    """The engine of features that are no pool's."""
     if engine is None:
         raise BrainfastError(
             "objective",
@@ -108,7 +112,42 @@ def folded(objective: Any, pool: Candidates, engine: Engine | None) -> FoldedObj
             got=f"another ({engine.card.model_hash[:12]})",
             remedy="load that model, or compute the features again",
         )
-    return fold(objective, engine)
+    return engine
+
+
+def _fold(objective: Any, engine: Engine) -> tuple[FoldedObjective, ...]:
+    goal = Objective.of(objective)
+    return _several(goal, *flat_template(goal.fold(engine)), engine)
+
+
+def _several(
+    goal: Objective,
+    templates: Floats,  # [O,F]
+    offset: Floats,  # [O]
+    engine: Engine,
+) -> tuple[FoldedObjective, ...]:
+    space = engine.space
+    columns = zip(goal.names, goal.weights(space), templates, offset, strict=True)
+    return tuple(FoldedObjective(*column, space.hash(), space.subject) for column in columns)
+
+
+def _checked(goals: tuple[FoldedObjective, ...]) -> tuple[FoldedObjective, ...]:
+    """Objectives of different names on the same vertices."""
+    first = Space(goals[0].space_hash, goals[0].subject)
+    for number, goal in enumerate(goals):
+        own = Space(goal.space_hash, goal.subject)
+        if not own.fits(first):
+            raise BrainfastError(
+                f"objective {goal.name}",
+                expected=f"one of {first}",
+                got=f"of {own}",
+                remedy="give each subject its own session",
+            )
+        if goal.name in [other.name for other in goals[:number]]:
+            raise BrainfastError(
+                "objective", expected="objectives of different names", got=f"{goal.name!r} twice"
+            )
+    return goals
 
 
 def text_hash(text: str) -> str:

@@ -21,7 +21,7 @@ from ..errors import BrainfastError
 from ..files import file_size
 
 FORMAT = "brainfast session"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_LOG_BYTES = 16 << 30
 
 _SEAL_DIGITS = 16

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +43,20 @@ class Measurement(NamedTuple):
 
     response: float
     relative_noise: float
+
+
+def as_columns(measurements: Sequence[Measurement]) -> dict[str, list[float]]:
+    """How a log holds what betas say of every objective: {"response": [O], ...}."""
+    columns = zip(*measurements, strict=True)
+    return {name: list(column) for name, column in zip(Measurement._fields, columns, strict=True)}
+
+
+def from_columns(event: Mapping[str, Any], objectives: int) -> tuple[Measurement, ...]:
+    """Back from `as_columns`; KeyError, TypeError or ValueError where it is none."""
+    columns = [[float(number) for number in event[name]] for name in Measurement._fields]
+    if {len(column) for column in columns} != {objectives}:
+        raise ValueError(f"{Measurement._fields[0]} of other than {objectives} objectives")
+    return tuple(map(Measurement, *columns))
 
 
 def project(
@@ -116,32 +133,43 @@ def check_betas(measured: Any, V: int) -> NDArray[np.float32]:
     return betas
 
 
-def measure(
-    betas: NDArray[np.float32],  # [V]
-    weights: NDArray[np.float32],  # [V]
-    noise: NDArray[np.float64],  # [V]
-) -> Measurement:
-    """response = sum_v weights_v * betas_v.
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """The objective as weights on vertices, and the variance of a trial's noise at each."""
 
-    Where betas are NaN, the weights of those that are there grow so that each group of vertices
-    keeps its sum: the mean of a region stays a mean, and no region stands in for another. A group
-    is the vertices of one weight; where there are more than 64 weights, those of one sign. So two
-    regions whose vertices weigh exactly the same are one group. The relative noise says what the
-    NaN cost. A group of which less than half is there, by weight, is a BrainfastError.
+    weights: NDArray[np.float32]  # [V]
+    noise: NDArray[np.float64]  # [V]
 
-    noise: variance of a trial's noise at every vertex, see `noise_variance`
-    """
-    whole = weights.astype(np.float64)
-    there = np.isfinite(betas)
-    kept = np.where(there, whole, 0.0)
-    lacking = bool((~there & (whole != 0)).any())
-    if lacking:
-        kept *= _growth(whole, kept)
-    response = float(np.einsum("v,v->", kept, np.where(there, betas, 0.0).astype(np.float64)))
-    if not lacking:
-        return Measurement(response, 1.0)
-    relative = noise_variance(kept, noise) / noise_variance(whole, noise)
-    return Measurement(response, relative)
+    @property
+    def V(self) -> int:
+        """Vertices of a measurement."""
+        return len(self.weights)
+
+    @cached_property
+    def variance(self) -> float:
+        """Of the noise in the response of a whole measurement."""
+        return noise_variance(self.weights.astype(np.float64), self.noise)
+
+    def measure(self, betas: NDArray[np.float32]) -> Measurement:  # [V]
+        """response = sum_v weights_v * betas_v.
+
+        Where betas are NaN, the weights of those that are there grow so that each group of vertices
+        keeps its sum: the mean of a region stays a mean, and no region stands in for another. A
+        group is the vertices of one weight; where there are more than 64 weights, those of one
+        sign. So two regions whose vertices weigh exactly the same are one group. The relative noise
+        says what the NaN cost. A group of which less than half is there, by weight, is a
+        BrainfastError.
+        """
+        whole = self.weights.astype(np.float64)
+        there = np.isfinite(betas)
+        kept = np.where(there, whole, 0.0)
+        lacking = bool((~there & (whole != 0)).any())
+        if lacking:
+            kept *= _growth(whole, kept)
+        response = float(np.einsum("v,v->", kept, np.where(there, betas, 0.0).astype(np.float64)))
+        if not lacking:
+            return Measurement(response, 1.0)
+        return Measurement(response, noise_variance(kept, self.noise) / self.variance)
 
 
 def _growth(

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy.special import gammaln
 
 from ..errors import BrainfastError
+from .choice import Choice
 from .clock import ExperimentClock
-from .session import Choice, Session
+from .session import Session
 from .subject import SimulatedSubject
 
 Floats = NDArray[np.float64]

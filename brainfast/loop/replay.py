@@ -9,11 +9,13 @@ from typing import Any
 
 from ..errors import BrainfastError
 from .candidates import Candidates
-from .design import Design, design_path
+from .design_file import design_path, load_design
 from .folding import as_candidates
 from .log import LogFile, decode_betas, line_error, read_log
-from .measured import Measurement, Space, check_betas, measure
-from .ranking import Options, Progress, Ranking, Trial, decide, rank
+from .measured import Measurement, Space, as_columns, check_betas, from_columns
+from .options import Options
+from .progress import Progress, Trial
+from .ranking import Ranking, decide, rank
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _opened(file: LogFile, pool: Any) -> tuple[Progress, float]:
         raise line_error(file.path, 1, expected="a session's header", got=str(error)) from error
     if pool is not None:
         _check_pool(file.path, hashes, as_candidates(pool))
-    design = Design.load(design_path(file.path), design_hash)
+    design = load_design(design_path(file.path), design_hash)
     options.check(design)
     return Progress(design, options), deadline_ms
 
@@ -141,15 +143,15 @@ def _apply(progress: Progress, event: dict[str, Any], path: Path, number: int) -
     try:
         kind = event["event"]
         if kind == "choice":
-            progress.choose(progress.design.rows[event["image"]])
+            design = progress.design
+            progress.choose(design.rows[event["image"]], design.objective(event["objective"]))
         elif kind in ("tell", "skip"):
             progress.outstanding(event["trial"])
             if kind == "skip":
                 progress.skip(event["trial"])
             else:
-                progress.tell(
-                    event["trial"], Measurement(event["response"], event["relative_noise"])
-                )
+                objectives = len(progress.design.models)
+                progress.tell(event["trial"], from_columns(event, objectives))
         elif kind == "overrun":
             progress.outstanding(event["trial"])
             if not (event["late"] is True and isinstance(event["latency_ms"], float)):
@@ -168,29 +170,46 @@ def _differences(
     """Fields that come out otherwise than they are logged: name, logged, recomputed."""
     computed: dict[str, Any] = {}
     if event["event"] == "tell":
-        computed = _measured(progress, event, path, number)._asdict()
+        computed = as_columns(_measured(progress, event, path, number))
     elif event["event"] == "choice":
-        ranking = rankings.at(event.get("version"), path, number)
-        decision = decide(progress, ranking, event["source"])
-        computed = {
-            "image": progress.design.ids[decision.row],
-            "trial": len(progress.trials),
-            "score": decision.score,
-            "value": decision.value,
-            "uncertainty": decision.uncertainty,
-            "ties": decision.ties,
-            "posterior": decision.posterior,
-        }
+        computed = _chosen(progress, rankings, event, path, number)
     for name, value in computed.items():
         if event.get(name) != value:
             yield name, event.get(name), value
 
 
-def _measured(progress: Progress, event: dict[str, Any], path: Path, number: int) -> Measurement:
+def _chosen(
+    progress: Progress, rankings: _Rankings, event: dict[str, Any], path: Path, number: int
+) -> dict[str, Any]:
+    """The fields of a choice; an objective that was asked for by name is taken as given."""
     design = progress.design
     try:
-        betas = check_betas(decode_betas(event["measured"]), design.V)
-        return measure(betas, design.weights, design.noise)
+        asked = event["asked"]
+        objective = progress.turn if asked is None else design.objective(asked)
+    except (KeyError, BrainfastError) as error:
+        raise line_error(
+            path, number, expected="an objective of the session", got=str(error)
+        ) from error
+    ranking = rankings.at(event.get("version"), objective, path, number)
+    decision = decide(progress, objective, ranking, event["source"])
+    return {
+        "image": design.ids[decision.row],
+        "trial": len(progress.trials),
+        "objective": design.names[objective],
+        "score": decision.score,
+        "value": decision.value,
+        "uncertainty": decision.uncertainty,
+        "ties": decision.ties,
+        "posterior": decision.posterior,
+    }
+
+
+def _measured(
+    progress: Progress, event: dict[str, Any], path: Path, number: int
+) -> tuple[Measurement, ...]:
+    design = progress.design
+    try:
+        return design.measure(check_betas(decode_betas(event["measured"]), design.V))
     except (KeyError, TypeError, ValueError) as error:
         raise line_error(
             path, number, expected=f"{design.V} betas in base64", got=str(error)
@@ -202,24 +221,27 @@ class _Rankings:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._prior = progress.design.prior(progress.options.model_share)
+        share = progress.options.model_share
+        self._priors = [model.prior(share) for model in progress.design.models]
         self._trials: dict[int, tuple[Trial, ...]] = {}
-        self._last: Ranking | None = None
+        self._last: dict[int, Ranking] = {}  # of each objective
         self.note()
 
     def note(self) -> None:
         """Keep the trials of the present version."""
         self._trials.setdefault(self._progress.version, tuple(self._progress.trials))
 
-    def at(self, version: int | None, path: Path, number: int) -> Ranking | None:
-        """The ranking of an earlier version or the present one."""
+    def at(self, version: int | None, objective: int, path: Path, number: int) -> Ranking | None:
+        """An objective's ranking of an earlier version or the present one."""
         if version is None:
             return None
         if version not in self._trials:
             raise line_error(
                 path, number, expected=f"a version up to {max(self._trials)}", got=f"{version}"
             )
-        if self._last is None or self._last.version != version:
+        last = self._last.get(objective)
+        if last is None or last.version != version:
             design, options = self._progress.design, self._progress.options
-            self._last = rank(design, options, self._prior, self._trials[version], version)
-        return self._last
+            prior, trials = self._priors[objective], self._trials[version]
+            last = self._last[objective] = rank(design, objective, options, prior, trials, version)
+        return last

@@ -14,15 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BrainfastError
-from .candidates import Candidates, FoldedObjective
+from .candidates import Candidates
 from .choice import Choice
-from .clock import Clock, SystemClock, lsl_clock
-from .design import Design, design_path
+from .clock import Clock, SystemClock
+from .design_build import build_design
+from .design_file import design_hash
 from .folding import as_candidates, folded
-from .log import FORMAT, FORMAT_VERSION, LogWriter, encode_betas, read_log
-from .measured import Measurement, Space, betas_of, check_betas, measure
+from .journal import Journal
+from .log import FORMAT, FORMAT_VERSION, encode_betas, read_log
+from .measured import Measurement, Space, as_columns, betas_of, check_betas
+from .options import Options, Strategy, as_number
 from .posterior import MAX_COLUMNS
-from .ranking import Options, Progress, Source, Status, Strategy, Trial, as_number, decide
+from .progress import Progress, Status, Trial
+from .ranking import Source, decide
 from .replay import Restored, restore
 from .versions import versions
 from .worker import Ranker
@@ -40,8 +44,9 @@ class Session:
     """Chooses the next image of a running experiment, again and again.
 
     pool: a `Pool` opened with its engine, or `Candidates` such as `ArrayCandidates`
-    objective: "FFA - PPA" or what else `Objective` takes, one and not several; of `Candidates`,
-    `engine` is what their features are of, or give a `FoldedObjective`
+    objective: "FFA - PPA" or what else `Objective` takes; of `Candidates`, `engine` is what their
+    features are of, or give a `FoldedObjective`. Of a list of several, every measurement teaches
+    the models of all, and `next` serves them in turn
     deadline_ms: of `next`; strategy, kappa, repeats, seed, fallback, exclude, model_share: see
     `Options`; ceiling [V]: noise ceilings of single trials as fractions, which set the noise;
     without them it is estimated from what is told; components: see `Design.build`
@@ -74,18 +79,18 @@ class Session:
         clock: Clock | None = None,
     ) -> None:
         candidates = as_candidates(pool)
-        goal = folded(objective, candidates, engine)
-        design = Design.build(candidates, goal, components=components, ceiling=ceiling, seed=seed)
+        goals = folded(objective, candidates, engine)
+        design = build_design(candidates, goals, components=components, ceiling=ceiling, seed=seed)
         options = Options(strategy, kappa, repeats, seed, fallback, tuple(exclude), model_share)
         options.check(design)
         deadline_ms = as_number("deadline_ms", deadline_ms, float)
         if not 0 < deadline_ms < 1e6:
             raise BrainfastError("deadline_ms", expected="above 0", got=str(deadline_ms))
         self._start(Progress(design, options), deadline_ms, clock or SystemClock())
-        self._space = Space(goal.space_hash, goal.subject)
+        self._space = Space(goals[0].space_hash, goals[0].subject)
         with self._closed_by_errors():
             if log is not None:
-                self._open_log(Path(log), candidates, goal)
+                self._journal.begin(Path(log), design, self._header(candidates))
             self._ranker.start(READY_S)
 
     @classmethod
@@ -103,34 +108,37 @@ class Session:
         session._space = restored.space
         session.dropped_bytes = file.torn
         with session._closed_by_errors():
-            session._log = LogWriter(file.path, file, session._record, session._clock.monotonic)
             about = {"dropped_bytes": file.torn, "versions": versions()}
-            session._append({"event": "resumed", **about})
+            session._journal.go_on(file, {"event": "resumed", **about})
             session._ranker.start(READY_S)
         return session
 
-    def next(self) -> Choice:
+    def next(self, objective: str | None = None) -> Choice:
         """The image to show now, within the deadline.
 
-        What is not ready by then is late: the best so far, or the fallback where there is none. It
-        never waits longer and never raises for that. A pool that is used up, a clock that goes
-        back and a disk that refuses the log are a BrainfastError, and the session is as before.
+        objective: the name of one of several; without, the one that has been served least, the
+        first of those. What is not ready by then is late: the best so far, or the fallback where
+        there is none. It never waits longer and never raises for that. A pool that is used up, a
+        clock that goes back and a disk that refuses the log are a BrainfastError, and the session
+        is as before.
         """
         start = self._clock.monotonic()
         with self._condition:
-            self._check_open()
+            self._journal.check_open()
+            number = self._number(objective)
             fresh = self._clock.wait_for(
                 self._condition,
-                self._ranker.is_fresh,
+                lambda: self._ranker.is_fresh(number),
                 WAIT_SHARE * self.deadline_ms / 1e3 - (self._clock.monotonic() - start),
             )
-            ranking = self._ranker.ranking
+            ranking = self._ranker.rankings[number]
             source: Source = "fresh" if fresh else "stale" if ranking else "fallback"
-            decision = decide(self._progress, ranking, source)
+            decision = decide(self._progress, number, ranking, source)
             latency_ms = (self._clock.monotonic() - start) * 1e3
             choice = Choice(
                 image=self._progress.design.ids[decision.row],
                 trial=len(self._progress.trials),
+                objective=self.objectives[number],
                 score=decision.score,
                 value=decision.value,
                 uncertainty=decision.uncertainty,
@@ -139,14 +147,14 @@ class Session:
                 late=source != "fresh" or latency_ms > self.deadline_ms,
                 latency_ms=latency_ms,
             )
-            version = ranking.version if ranking else None
             about = {
+                "asked": objective,
                 "posterior": decision.posterior,
-                "version": version,
+                "version": ranking.version if ranking else None,
                 "problem": self.problem,
             }
-            self._append({"event": "choice", **asdict(choice), **about})
-            self._progress.choose(decision.row)
+            self._journal.append({"event": "choice", **asdict(choice), **about})
+            self._progress.choose(decision.row, number)
             self._choices.append(choice)
             choice = self._overrun(choice, start)
             self._condition.notify_all()
@@ -163,35 +171,36 @@ class Session:
         BrainfastError, and the session is as before.
         """
         start = self._clock.monotonic()
-        betas, measurement = self._measured(measured, subject)
+        betas, measurements = self._measured(measured, subject)
         text = encode_betas(betas)
         with self._condition:
-            self._check_open()
+            self._journal.check_open()
             self._check_own(choice)
-            about = {"trial": choice.trial, "image": choice.image, **measurement._asdict()}
-            self._append({"event": "tell", **about, "V": len(betas), "measured": text})
-            self._progress.tell(choice.trial, measurement)
+            about = {"trial": choice.trial, "image": choice.image, **as_columns(measurements)}
+            line = {"event": "tell", **about, "V": len(betas), "measured": text}
+            self._journal.append(line)
+            self._progress.tell(choice.trial, measurements)
             self._condition.notify_all()
         self._record("tell", self._clock.monotonic() - start)
 
     def skip(self, choice: Choice) -> None:
         """Give up the measurement of a choice; its image may be shown again."""
         with self._condition:
-            self._check_open()
+            self._journal.check_open()
             self._check_own(choice)
-            self._append({"event": "skip", "trial": choice.trial, "image": choice.image})
+            self._journal.append({"event": "skip", "trial": choice.trial, "image": choice.image})
             self._progress.skip(choice.trial)
             self._condition.notify_all()
 
     def has_told(self, trial: int, measured: Any, *, subject: str | None = None) -> bool:
         """Whether these betas were told for a trial before, so that telling them again is no news.
 
-        They are taken as `tell` takes them, and refused as there. Betas that differ only where the
-        objective has no weight are the same to a session.
+        They are taken as `tell` takes them, and refused as there. Betas that differ only where no
+        objective has a weight are the same to a session.
         """
-        _, measurement = self._measured(measured, subject)
+        _, measurements = self._measured(measured, subject)
         with self._condition:
-            return self._trial(trial).measurement == measurement
+            return self._trial(trial).measurements == measurements
 
     def status(self, trial: int) -> Status:
         """What became of a choice: "outstanding", "told" or "skipped"."""
@@ -203,6 +212,11 @@ class Session:
         """All choices in order, those from before a resumption too: the number is the trial."""
         with self._condition:
             return tuple(self._choices)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of what it chooses for."""
+        return self._progress.design.names
 
     @property
     def options(self) -> Options:
@@ -234,39 +248,39 @@ class Session:
         """
         return {name: tuple(seconds) for name, seconds in self._stages.items()}
 
-    def expected(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def expected(
+        self, objective: str | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and standard deviation [N] of every candidate's expected response, as last ranked.
 
-        Without the noise of a trial.
+        Without the noise of a trial. objective: a name; of several, the first without.
         """
+        number = 0 if objective is None else self._progress.design.objective(objective)
         with self._condition:
-            ranking = self._ranker.ranking
+            ranking = self._ranker.rankings[number]
         if ranking is None:
             raise BrainfastError("session", expected="a first ranking", got="none yet")
-        variance = ranking.posterior.variance_of(self._progress.design.z)
+        variance = ranking.posterior.variance_of(self._progress.design.models[number].z)
         return ranking.mean, np.sqrt(variance)
 
     def wait(self, seconds: float = READY_S) -> bool:
-        """Wait until everything told is in the ranking; whether it is.
+        """Wait until everything told is in the rankings of all objectives; whether it is.
 
-        False at once where that ranking failed: `problem` tells why.
+        False at once where one of them failed: `problem` tells why.
         """
         with self._condition:
             self._clock.wait_for(self._condition, self._ranker.is_settled, seconds)
-            return self._ranker.is_fresh()
+            return all(map(self._ranker.is_fresh, range(len(self.objectives))))
 
     def flush(self) -> None:
         """Return when every line of the log is on the disk."""
-        if self._log is not None:
-            self._log.flush()
+        self._journal.flush()
 
     def close(self) -> None:
         """Stop the threads; the log is synced first."""
         self._ranker.stop()
         with self._condition:
-            self._closed = True
-            if self._log is not None:
-                self._log.close()
+            self._journal.close()
 
     def __enter__(self) -> Session:
         return self
@@ -276,59 +290,47 @@ class Session:
 
     def _start(self, progress: Progress, deadline_ms: float, clock: Clock) -> None:
         self.deadline_ms, self.dropped_bytes = deadline_ms, 0
-        self._progress, self._clock, self._lsl = progress, clock, lsl_clock()
+        self._progress, self._clock = progress, clock
         self._condition = threading.Condition()
         self._choices: list[Choice] = []
         self._stages = {name: deque[float](maxlen=STAGES_KEPT) for name in STAGES}
-        self._log: LogWriter | None = None
-        self._begun: list[Path] = []
-        self._latest, self._closed = -np.inf, False
-        self._ranker: Ranker = Ranker(progress, self._condition, clock, self._record)
+        self._journal = Journal(clock, self._record)
+        self._ranker = Ranker(progress, self._condition, clock, self._record)
 
     @contextmanager
     def _closed_by_errors(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            with suppress(BrainfastError):  # the first error tells more
-                self.close()
-            for path in self._begun:
-                path.unlink(missing_ok=True)
+            self._ranker.stop()
+            self._journal.take_back()
             raise
 
-    def _open_log(self, path: Path, pool: Candidates, goal: FoldedObjective) -> None:
-        design, options = self._progress.design, self._progress.options
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        self._log = LogWriter(path, None, self._record, self._clock.monotonic)
-        self._begun.append(path)
-        beside = design_path(path)
-        if beside.exists():
-            raise BrainfastError(
-                str(beside),
-                expected="no such file beside a new log",
-                got="that of an older log",
-                remedy="choose another name, or put that log back in its place",
-            )
-        self._begun.append(beside)
-        design.save(beside)
-        header = {
+    def _header(self, pool: Candidates) -> dict[str, Any]:
+        design = self._progress.design
+        return {
             "event": "session",
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "objective": goal.name,
-            "space_hash": goal.space_hash,
-            "subject": goal.subject,
+            "objectives": design.names,
+            "space_hash": self._space.hash,
+            "subject": self._space.subject,
             "deadline_ms": self.deadline_ms,
-            "options": asdict(options),
+            "options": asdict(self.options),
             "candidates": len(design),
             "V": design.V,
             "pool_hash": pool.hash,
             "model_hash": pool.model_hash,
             "preprocessing_hash": getattr(pool, "preprocessing_hash", ""),
-            "design_hash": design.hash,
+            "design_hash": design_hash(design),
             "versions": versions(),
         }
-        self._append(header)
+
+    def _number(self, objective: str | None) -> int:
+        """Of the objective that is served: the one asked for, or the one whose turn it is."""
+        if objective is None:
+            return self._progress.turn
+        return self._progress.design.objective(objective)
 
     def _overrun(self, choice: Choice, start: float) -> Choice:
         """The choice, told to be late where writing it down took until after the deadline."""
@@ -339,40 +341,18 @@ class Session:
         self._choices[-1] = choice
         about = {"trial": choice.trial, "late": True, "latency_ms": latency_ms}
         with suppress(BrainfastError):  # the choice is in the log: the next call tells of the disk
-            self._append({"event": "overrun", **about})
+            self._journal.append({"event": "overrun", **about})
         return choice
-
-    def _append(self, event: dict[str, Any]) -> None:
-        start = self._clock.monotonic()
-        self._latest = start
-        if self._log is None:
-            return
-        times = {"mono_s": start, "wall_s": self._clock.wall()}
-        if self._lsl is not None:
-            times["lsl_s"] = self._lsl()
-        self._log.append({**event, **times})
-        self._record("write", self._clock.monotonic() - start)
 
     def _record(self, stage: str, seconds: float) -> None:
         self._stages[stage].append(seconds)
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise BrainfastError("session", expected="an open one", got="one that was closed")
-        moment = self._clock.monotonic()
-        if moment < self._latest:
-            raise BrainfastError(
-                "clock",
-                expected=f"{self._latest:.6f} s or later",
-                got=f"{moment:.6f} s: it went back",
-            )
-
     def _measured(
         self, measured: Any, subject: str | None
-    ) -> tuple[NDArray[np.float32], Measurement]:
+    ) -> tuple[NDArray[np.float32], tuple[Measurement, ...]]:
         design = self._progress.design
         betas = check_betas(betas_of(measured, subject, self._space), design.V)
-        return betas, measure(betas, design.weights, design.noise)
+        return betas, design.measure(betas)
 
     def _trial(self, trial: int) -> Trial:
         trials = self._progress.trials

@@ -6,14 +6,16 @@ import threading
 from collections.abc import Callable
 
 from .clock import Clock
-from .ranking import Progress, Ranking, rank
+from .progress import Progress, Trial
+from .ranking import Ranking, rank
 
 
 class Ranker:
-    """Keeps the ranking of a session's progress up to date.
+    """Keeps every objective's ranking of a session's progress up to date.
 
-    condition: guards `progress` and `ranking`; whoever changes the progress notifies it.
-    error: why the last ranking failed, if it did; the one before stays.
+    condition: guards `progress` and `rankings`; whoever changes the progress notifies it.
+    rankings, errors: of each objective, the latest that worked, and why the last one failed, if it
+    did.
     """
 
     def __init__(
@@ -23,20 +25,26 @@ class Ranker:
         clock: Clock,
         record: Callable[[str, float], None],
     ) -> None:
-        self.ranking: Ranking | None = None
-        self.error: Exception | None = None
+        models, share = progress.design.models, progress.options.model_share
+        self.rankings: list[Ranking | None] = [None] * len(models)
+        self.errors: list[Exception | None] = [None] * len(models)
         self._progress, self._condition = progress, condition
         self._clock, self._record = clock, record
-        self._prior = progress.design.prior(progress.options.model_share)
-        self._tried = -1
+        self._priors = [model.prior(share) for model in models]
+        self._tried = [-1] * len(models)
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="brainfast-rank", daemon=True)
 
+    @property
+    def error(self) -> Exception | None:
+        """Why a last ranking failed, of the first objective of which one did."""
+        return next(filter(None, self.errors), None)
+
     def start(self, seconds: float) -> None:
-        """Begin, and wait for the first ranking; an error of it is raised here."""
+        """Begin, and wait for the first ranking of each; an error of one is raised here."""
         self._thread.start()
         with self._condition:
-            self._clock.wait_for(self._condition, lambda: self._tried >= 0, seconds)
+            self._clock.wait_for(self._condition, lambda: min(self._tried) >= 0, seconds)
             if self.error is not None:
                 raise self.error
 
@@ -48,33 +56,42 @@ class Ranker:
         if self._thread.is_alive():
             self._thread.join()
 
-    def is_fresh(self) -> bool:
-        """Whether the ranking is of the present progress; ask with the condition held."""
-        return self.ranking is not None and self.ranking.version == self._progress.version
+    def is_fresh(self, objective: int) -> bool:
+        """Whether its ranking is of the present progress; ask with the condition held."""
+        ranking = self.rankings[objective]
+        return ranking is not None and ranking.version == self._progress.version
 
     def is_settled(self) -> bool:
-        """Whether the present progress was ranked, or failed to be; ask likewise."""
-        return self._tried >= self._progress.version
+        """Whether the present progress was ranked, or failed to be, for all; ask likewise."""
+        return min(self._tried) >= self._progress.version
 
     def _run(self) -> None:
         while True:
             with self._condition:
-                self._condition.wait_for(
-                    lambda: self._stopping or self._tried < self._progress.version
-                )
+                self._condition.wait_for(lambda: self._stopping or not self.is_settled())
                 if self._stopping:
                     return
+                objective = self._due()
                 version, trials = self._progress.version, tuple(self._progress.trials)
             start = self._clock.monotonic()
-            ranking, error = None, None
-            try:
-                ranking = rank(
-                    self._progress.design, self._progress.options, self._prior, trials, version
-                )
-            except Exception as problem:  # whatever it is, the experiment goes on without it
-                error = problem
+            ranking, error = self._rank(objective, trials, version)
             self._record("rank", self._clock.monotonic() - start)
             with self._condition:
-                self._tried, self.error = version, error
-                self.ranking = ranking or self.ranking
+                self._tried[objective], self.errors[objective] = version, error
+                self.rankings[objective] = ranking or self.rankings[objective]
                 self._condition.notify_all()
+
+    def _due(self) -> int:
+        """The objective that waits longest for a ranking; of several, the next to be served."""
+        count, turn = len(self._tried), self._progress.turn
+        return min(range(count), key=lambda number: (self._tried[number], (number - turn) % count))
+
+    def _rank(
+        self, objective: int, trials: tuple[Trial, ...], version: int
+    ) -> tuple[Ranking | None, Exception | None]:
+        design, options = self._progress.design, self._progress.options
+        try:
+            prior = self._priors[objective]
+            return rank(design, objective, options, prior, trials, version), None
+        except Exception as problem:  # whatever it is, the experiment goes on without it
+            return None, problem

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from brainfast.errors import BrainfastError
-from brainfast.loop import ArrayCandidates, FoldedObjective
-from brainfast.loop import design as design_module
-from brainfast.loop.design import Design
+from brainfast.loop import ArrayCandidates, FoldedObjective, design_build
+from brainfast.loop.design import ObjectiveModel
+from brainfast.loop.design_build import build_design
+from brainfast.loop.design_file import design_hash, load_design, save_design
 from brainfast.loop.posterior import fit
 from loop_world import READOUT, WEIGHTS, F, N, features, objective, pool
 
 
+def built(candidates: ArrayCandidates | None = None, **options: Any) -> ObjectiveModel:
+    """The numbers of one objective."""
+    return build_design(
+        pool() if candidates is None else candidates, [objective()], **options
+    ).models[0]
+
+
 def test_prior_mean_is_the_folded_template() -> None:
-    design = Design.build(pool(), objective())
+    design = built()
     expected = features() @ (WEIGHTS @ READOUT) + 0.25
     found = design.z @ design.prior(0.5).mean
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_columns_are_uncorrelated_with_the_score_and_together_of_variance_one() -> None:
-    z = Design.build(pool(), objective()).z
+    z = built().z
     np.testing.assert_allclose(z[:, 0], 1.0)
     np.testing.assert_allclose(z[:, 1:].mean(axis=0), 0.0, atol=1e-6)
     np.testing.assert_allclose(z[:, 1] @ z[:, 2:], 0.0, atol=1e-5)
@@ -32,56 +42,70 @@ def test_columns_are_uncorrelated_with_the_score_and_together_of_variance_one() 
 
 def test_any_other_linear_function_can_be_learnt() -> None:
     """With all components, what the features tell linearly is within reach."""
-    design = Design.build(pool(), objective())
+    design = built()
     truth = features() @ np.random.default_rng(5).standard_normal(F)
     posterior = fit(design.prior(0.01), design.z, truth, np.full(N, 1e-9))
     np.testing.assert_allclose(design.z @ posterior.mean, truth, atol=1e-3)
 
 
 def test_equal_images_have_equal_rows() -> None:
-    z = Design.build(pool(), objective()).z
+    z = built().z
     assert np.array_equal(z[3], z[7])
     assert not np.array_equal(z[3], z[4])
 
 
 def test_components_of_a_sample_serve_the_whole_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(design_module, "SAMPLE", 12)
-    monkeypatch.setattr(design_module, "CHUNK_NUMBERS", 70)  # seven candidates at a time
-    small = Design.build(pool(), objective(), components=5, seed=3)
+    monkeypatch.setattr(design_build, "SAMPLE", 12)
+    monkeypatch.setattr(design_build, "CHUNK_NUMBERS", 70)  # seven candidates at a time
+    small = built(components=5, seed=3)
     assert small.z.shape == (N, 7)
-    assert np.array_equal(Design.build(pool(), objective(), components=5, seed=3).z, small.z)
+    assert np.array_equal(built(components=5, seed=3).z, small.z)
     whole = features() @ (WEIGHTS @ READOUT) + 0.25
     np.testing.assert_allclose(small.z @ small.prior(0.5).mean, whole, atol=1e-6)
 
 
 @pytest.mark.parametrize("components", [0, 3])
 def test_fewer_components(components: int) -> None:
-    assert Design.build(pool(), objective(), components=components).z.shape == (N, 2 + components)
+    assert built(components=components).z.shape == (N, 2 + components)
 
 
 def test_one_candidate_and_equal_candidates() -> None:
-    assert Design.build(pool(n=1), objective()).z.tolist() == [[1.0, 0.0]]
+    assert built(pool(n=1)).z.tolist() == [[1.0, 0.0]]
     same = ArrayCandidates(np.ones((4, F), np.float32), list("abcd"))
-    design = Design.build(same, objective())
+    design = built(same)
     assert design.spread == 0.0
     assert np.isfinite(fit(design.prior(0.5), design.z[:1], np.ones(1), np.ones(1)).mean).all()
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:
-    design = Design.build(pool(), objective(), ceiling=np.linspace(0, 1, 6))
-    design.save(tmp_path / "d")
-    loaded = Design.load(tmp_path / "d", design.hash)
-    assert np.array_equal(loaded.z, design.z)
-    assert (loaded.ids, loaded.adapt, loaded.hash) == (design.ids, False, design.hash)
-    prior, other = loaded.prior(0.5), design.prior(0.5)
-    assert np.array_equal(prior.mean, other.mean)
-    assert prior.noise == other.noise
+    """Of several objectives, whose numbers stay their own."""
+    goals = [objective(), replace(objective(), name="other", template=READOUT[0])]
+    design = build_design(pool(), goals, ceiling=np.linspace(0, 1, 6))
+    save_design(design, tmp_path / "d")
+    loaded = load_design(tmp_path / "d", design_hash(design))
+    assert (loaded.ids, loaded.names) == (design.ids, ("first - last", "other"))
+    assert design_hash(loaded) == design_hash(design)
+    for found, model in zip(loaded.models, design.models, strict=True):
+        assert np.array_equal(found.z, model.z)
+        assert not found.adapt
+        prior, other = found.prior(0.5), model.prior(0.5)
+        assert np.array_equal(prior.mean, other.mean)
+        assert prior.noise == other.noise
+
+
+def test_several_objectives_are_each_as_if_alone() -> None:
+    goals = [objective(), replace(objective(), name="other", template=READOUT[0], offset=-1.0)]
+    together = build_design(pool(), goals, ceiling=np.linspace(0, 1, 6))
+    for goal, model in zip(goals, together.models, strict=True):
+        alone = build_design(pool(), [goal], ceiling=np.linspace(0, 1, 6)).models[0]
+        assert np.array_equal(model.z, alone.z)
+        assert (model.centre, model.spread) == (alone.centre, alone.spread)
 
 
 def test_another_design_file_is_refused(tmp_path: Path) -> None:
-    Design.build(pool(1), objective()).save(tmp_path / "d")
+    save_design(build_design(pool(1), [objective()]), tmp_path / "d")
     with pytest.raises(BrainfastError, match="written with this log"):
-        Design.load(tmp_path / "d", Design.build(pool(), objective()).hash)
+        load_design(tmp_path / "d", design_hash(build_design(pool(), [objective()])))
 
 
 class Wrong(ArrayCandidates):
@@ -104,7 +128,7 @@ class Wrong(ArrayCandidates):
 )
 def test_bad_pools_are_refused(candidates: object, message: str) -> None:
     with pytest.raises(BrainfastError, match=message):
-        Design.build(candidates(), objective())  # type: ignore[operator]
+        built(candidates())  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from brainfast.errors import BrainfastError
-from brainfast.loop import Session, read_log, replay, worker
-from brainfast.loop.design import Design, design_path
+from brainfast.loop import Session, journal, read_log, replay, worker
+from brainfast.loop.design_file import design_path
 from brainfast.loop.log import LogWriter
 from loop_world import TestClock, betas, edited, session
 
@@ -97,20 +97,20 @@ def test_a_full_disk_says_to_call_again(tmp_path: Path, monkeypatch: pytest.Monk
 
 def slow(running: Session, clock: TestClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on, every line takes 30 ms to be written."""
-    append = running._log.append  # type: ignore[union-attr]
+    append = running._journal._log.append  # type: ignore[union-attr]
 
     def later(event: Any) -> None:
         append(event)
         clock.time += 0.03
 
-    monkeypatch.setattr(running._log, "append", later)
+    monkeypatch.setattr(running._journal._log, "append", later)
 
 
 def test_a_slow_write_makes_a_choice_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log, clock = tmp_path / "s.jsonl", TestClock()
     with session(log=log, clock=clock, deadline_ms=20) as running:
         with running._condition:
-            running._condition.wait_for(running._ranker.is_fresh, 30)
+            running._condition.wait_for(lambda: running._ranker.is_fresh(0), 30)
         slow(running, clock, monkeypatch)
         choice = running.next()
         assert (choice.source, choice.late) == ("fresh", True)
@@ -170,7 +170,7 @@ def test_what_a_failed_start_created_is_taken_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     log = tmp_path / "s.jsonl"
-    monkeypatch.setattr(*((Design, "save") if what == "save" else (worker, "rank")), fail)
+    monkeypatch.setattr(*((journal, "save_design") if what == "save" else (worker, "rank")), fail)
     with pytest.raises(OSError, match="Input/output"):
         session(log=log)
     assert list(tmp_path.iterdir()) == []

@@ -8,9 +8,19 @@ import scipy.sparse
 
 from brainfast.errors import BrainfastError
 from brainfast.loop import project
-from brainfast.loop.measured import check_betas, measure, noise_variance, vertex_noise
+from brainfast.loop.measured import (
+    Measurement,
+    Weighted,
+    check_betas,
+    noise_variance,
+    vertex_noise,
+)
 
 NOISE = np.array([0.5, 0.6, 0.7, 0.8])
+
+
+def measure(betas: np.ndarray, weights: np.ndarray, noise: np.ndarray) -> Measurement:
+    return Weighted(weights, noise).measure(betas)
 
 
 def test_project_is_a_sum_over_voxels_in_c_order() -> None:

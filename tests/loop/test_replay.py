@@ -16,7 +16,7 @@ import pytest
 
 from brainfast.errors import BrainfastError
 from brainfast.loop import Session, read_log, replay
-from brainfast.loop.design import design_path
+from brainfast.loop.design_file import design_path
 from brainfast.loop.log import LogWriter, decode_betas, encode_betas
 from loop_world import TestClock, V, betas, edited, play, pool, session
 
@@ -204,7 +204,7 @@ def _set(index: int, name: str, value: Any) -> Callable[[list[dict[str, Any]]], 
         (_set(3, "ties", 5), 4, "ties"),
         (_set(3, "posterior", "0" * 16), 4, "posterior"),
         (_set(3, "trial", 7), 4, "trial"),
-        (lambda e: e[4].update(response=np.nextafter(e[4]["response"], 9)), 5, "response"),
+        (lambda e: e[4].update(response=[np.nextafter(e[4]["response"][0], 9)]), 5, "response"),
         (_set(4, "measured", encode_betas(np.zeros(V, np.float32))), 5, "response"),
     ],
 )
@@ -228,7 +228,7 @@ def test_the_first_difference_is_told(
         (_set(4, "measured", "AAA"), "line 5: .*base64"),
         (_set(4, "measured", encode_betas(np.zeros(4, np.float32))), r"line 5: .*\[6\]"),
         (_set(3, "version", 77), "line 4: .*version"),
-        (_set(0, "format_version", 2), "format_version 1"),
+        (_set(0, "format_version", 1), "format_version 2"),
         (_set(0, "options", None), "line 1: .*header"),
         (_set(0, "design_hash", "0"), "written with this log"),
     ],

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from brainfast.errors import BrainfastError
-from brainfast.loop import ArrayCandidates, Session, read_log, worker
-from brainfast.loop.design import Design
+from brainfast.loop import ArrayCandidates, Session, journal, read_log, worker
 from brainfast.loop.ranking import rank
 from loop_world import READOUT, WEIGHTS, N, TestClock, V, betas, features, play, pool, session
 
@@ -139,7 +138,7 @@ def test_uncertainty_is_that_of_the_posterior_and_of_a_trial() -> None:
         _, sd = running.expected()
         choice = running.next()
         row = int(choice.image[-2:])
-        prior = running._progress.design.prior(0.5)
+        prior = running._progress.design.models[0].prior(0.5)
     assert choice.uncertainty == pytest.approx(np.hypot(sd[row], np.sqrt(prior.noise)))
 
 
@@ -189,7 +188,7 @@ def test_not_ready_again_is_the_best_so_far(gate: Gate) -> None:
     clock = TestClock()
     with session(clock=clock) as running:
         with running._condition:
-            running._condition.wait_for(running._ranker.is_fresh, 30)
+            running._condition.wait_for(lambda: running._ranker.is_fresh(0), 30)
         first, second = running.next(), running.next()
         gate.open.clear()
         running.tell(first, betas(first))
@@ -199,7 +198,7 @@ def test_not_ready_again_is_the_best_so_far(gate: Gate) -> None:
         assert stale.image == f"image-{order[2]:02d}", "not one that was shown"
         gate.open.set()
         with running._condition:
-            assert running._condition.wait_for(running._ranker.is_fresh, 30)
+            assert running._condition.wait_for(lambda: running._ranker.is_fresh(0), 30)
         running.tell(second, betas(second))
 
 
@@ -207,7 +206,7 @@ def test_an_answer_after_the_deadline_is_late_even_if_fresh() -> None:
     clock = TestClock()
     with session(clock=clock, deadline_ms=20) as running:
         with running._condition:
-            running._condition.wait_for(running._ranker.is_fresh, 30)
+            running._condition.wait_for(lambda: running._ranker.is_fresh(0), 30)
         clock.step = 0.03
         choice = running.next()
         clock.step = 0.0
@@ -399,7 +398,7 @@ def test_a_log_that_cannot_be_begun_leaves_no_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = threading.active_count()
-    monkeypatch.setattr(Design, "save", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(journal, "save_design", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         session(log=tmp_path / "s.jsonl")
     assert threading.active_count() == before

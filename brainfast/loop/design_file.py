@@ -1,0 +1,81 @@
+"""The file beside a log that holds its candidates' numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BrainfastError
+from ..files import hash_arrays, load_tensors, save_tensors
+from .design import Design, ObjectiveModel
+from .measured import Weighted
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def design_path(log: Path) -> Path:
+    """Where it lies."""
+    return log.with_name(f"{log.name}.design.safetensors")
+
+
+def design_hash(design: Design) -> str:
+    """SHA-256 of everything in it."""
+    return hash_arrays(_arrays(design))
+
+
+def save_design(design: Design, path: Path) -> None:
+    """Write it as a safetensors file, atomically."""
+    save_tensors(path, _arrays(design))
+
+
+def load_design(path: Path, expected_hash: str) -> Design:
+    """Read what `save_design` wrote; another or a damaged file is a BrainfastError."""
+    arrays = load_tensors(path)
+    if hash_arrays(arrays) != expected_hash:
+        raise BrainfastError(
+            str(path),
+            expected="the file that was written with this log",
+            got="another",
+            remedy="keep a log and the file beside it together",
+        )
+    names = _texts(arrays["objectives"])
+    models = [_model(name, _under(f"{index}.", arrays)) for index, name in enumerate(names)]
+    return Design(_texts(arrays["ids"]), tuple(models))
+
+
+def _model(name: str, arrays: Arrays) -> ObjectiveModel:
+    centre, spread, adapt = arrays["about"]
+    reading = Weighted(arrays["weights"], arrays["noise"])
+    z = arrays["z"].astype(np.float64)
+    return ObjectiveModel(name, z, float(centre), float(spread), reading, bool(adapt))
+
+
+def _arrays(design: Design) -> Arrays:
+    arrays = {"ids": _bytes(design.ids), "objectives": _bytes(design.names)}
+    for index, model in enumerate(design.models):
+        about = np.array([model.centre, model.spread, model.adapt], dtype=np.float64)
+        z = model.z.astype(np.float32)  # exact: it was float32 before
+        own: Arrays = {"z": z, "about": about}
+        own |= {"weights": model.reading.weights, "noise": model.reading.noise}
+        arrays |= {f"{index}.{name}": array for name, array in own.items()}
+    return arrays
+
+
+def _under(prefix: str, arrays: Arrays) -> Arrays:
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def _bytes(texts: tuple[str, ...]) -> NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
+
+
+def _texts(given: NDArray[Any]) -> tuple[str, ...]:
+    return tuple(json.loads(given.tobytes()))

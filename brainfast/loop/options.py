@@ -1,0 +1,75 @@
+"""How a session chooses."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+
+from ..errors import BrainfastError
+from .design import Design
+
+Strategy = Literal["greedy", "ucb", "thompson", "explore", "random"]
+N = TypeVar("N", int, float)
+
+RANDOM_FALLBACK = "random"
+
+
+def as_number(name: str, given: Any, kind: Callable[[Any], N]) -> N:
+    """A plain int or float, from numpy's too."""
+    try:
+        return kind(given)
+    except (TypeError, ValueError) as error:
+        raise BrainfastError(name, expected="a number", got=repr(given)) from error
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a session chooses; a log's header keeps them all.
+
+    kappa: standard deviations that ucb adds; repeats: how often an image may be shown; fallback:
+    the id that is shown where nothing is ready, or "random"; exclude: ids that are never chosen;
+    model_share: see `Design.prior`
+    """
+
+    strategy: Strategy = "greedy"
+    kappa: float = 1.0
+    repeats: int = 1
+    seed: int = 0
+    fallback: str = RANDOM_FALLBACK
+    exclude: tuple[str, ...] = ()
+    model_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Numbers of numpy become Python's, which a log can hold."""
+        for name in ("repeats", "seed"):
+            object.__setattr__(self, name, as_number(name, getattr(self, name), operator.index))
+        for name in ("kappa", "model_share"):
+            object.__setattr__(self, name, as_number(name, getattr(self, name), float))
+
+    def check(self, design: Design) -> None:
+        """Refuse what does not fit together."""
+        wrong = [
+            ("strategy", ", ".join(get_args(Strategy)), self.strategy in get_args(Strategy)),
+            ("kappa", "a finite number, 0 or more", 0 <= self.kappa < np.inf),
+            ("repeats", "1 or more", self.repeats >= 1),
+            ("seed", "0 or more", self.seed >= 0),
+            ("model_share", "above 0 and below 1", 0 < self.model_share < 1),
+        ]
+        for name, expected, good in wrong:
+            if not good:
+                raise BrainfastError(name, expected=expected, got=repr(getattr(self, name)))
+        fallback = () if self.fallback == RANDOM_FALLBACK else (self.fallback,)
+        for image in (*fallback, *self.exclude):
+            if image not in design.rows:
+                raise BrainfastError(
+                    "exclude or fallback", expected="ids of the pool", got=repr(image)
+                )
+
+    @property
+    def follows_choices(self) -> bool:
+        """Whether a choice alone, before it is measured, changes what is best next."""
+        return self.strategy != "greedy"

@@ -1,0 +1,100 @@
+"""What was shown and measured so far, and who may be shown next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BrainfastError
+from .design import Design
+from .measured import Measurement
+from .options import Options
+
+Status = Literal["outstanding", "told", "skipped"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice and what became of it.
+
+    row: of the candidate; objective: number of the one that it was chosen for; measurements: of
+    every objective, once it was told
+    """
+
+    row: int
+    objective: int = 0
+    status: Status = "outstanding"
+    measurements: tuple[Measurement, ...] = ()
+
+
+@dataclass
+class Progress:
+    """All choices of a session in their order. `version` counts what a ranking depends on."""
+
+    design: Design
+    options: Options
+    trials: list[Trial] = field(default_factory=list)
+    version: int = 0
+    counts: NDArray[np.int64] = field(init=False)  # [N], times shown and not skipped
+    waiting: NDArray[np.int64] = field(init=False)  # [N], choices that are outstanding
+    served: list[int] = field(init=False)  # [O], choices that were not skipped
+
+    def __post_init__(self) -> None:
+        self.counts = np.zeros(len(self.design), dtype=np.int64)
+        self.waiting = np.zeros(len(self.design), dtype=np.int64)
+        self.served = [0] * len(self.design.models)
+        for image in self.options.exclude:
+            self.counts[self.design.rows[image]] = np.iinfo(np.int32).max
+
+    @property
+    def turn(self) -> int:
+        """The objective that is served next: the one of the fewest choices, the first of those."""
+        return self.served.index(min(self.served))
+
+    def choose(self, row: int, objective: int = 0) -> None:
+        """A candidate is shown for an objective."""
+        self.trials.append(Trial(row, objective))
+        self.counts[row] += 1
+        self.waiting[row] += 1
+        self.served[objective] += 1
+        self.version += self.options.follows_choices
+
+    def tell(self, trial: int, measurements: tuple[Measurement, ...]) -> None:
+        """Its response is known, to every objective."""
+        self._settle(trial, "told", measurements)
+        self.version += 1
+
+    def skip(self, trial: int) -> None:
+        """Its response is lost: the image may be shown again."""
+        self._settle(trial, "skipped", ())
+        lost = self.trials[trial]
+        self.counts[lost.row] -= 1
+        self.served[lost.objective] -= 1
+        self.version += self.options.follows_choices
+
+    def _settle(self, trial: int, status: Status, measurements: tuple[Measurement, ...]) -> None:
+        old = self.trials[trial]
+        self.waiting[old.row] -= 1
+        self.trials[trial] = replace(old, status=status, measurements=measurements)
+
+    def outstanding(self, trial: int) -> None:
+        """Refuse a trial that is not outstanding, in one line that says what became of it."""
+        if not 0 <= trial < len(self.trials):
+            got = f"trial {trial}"
+        elif self.trials[trial].status != "outstanding":
+            got = f"trial {trial}, which was {self.trials[trial].status} already"
+        else:
+            return
+        raise BrainfastError("choice", expected="a choice that is outstanding", got=got)
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Who may be shown [N]: fewer than `repeats` times so far, and not waiting for its answer.
+
+        Where all others are used up, an image may follow itself before it has been measured.
+        """
+        left = self.counts < self.options.repeats
+        rested = left & (self.waiting == 0)
+        return rested if rested.any() else left
