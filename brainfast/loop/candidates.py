@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import BrainfastError
 from ..files import hash_arrays
+from .measured import Weighted
 
 Floats = NDArray[np.float32]
 
@@ -123,6 +124,25 @@ class FoldedObjective:
             raise BrainfastError(
                 f"offset of {self.name}", expected="a finite number", got=str(self.offset)
             )
+
+    @property
+    def V(self) -> int:
+        """Vertices of a measurement."""
+        return len(self.weights)
+
+    @property
+    def F(self) -> int:
+        """Features of a candidate."""
+        return len(self.template)
+
+    def reading(
+        self,
+        sample: NDArray[np.float64],  # [n,F]
+        noise: NDArray[np.float64],  # [V]
+        model_share: float,
+    ) -> Weighted:
+        """How betas become the objective's response."""
+        return Weighted(self.weights, noise)
 
     def scores(self, features: NDArray[np.float64]) -> NDArray[np.float64]:  # [n,F] -> [n]
         """What the model expects of candidates."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BrainfastError
-from .measured import Measurement, Weighted
+from .measured import Measurement
 from .posterior import Prior
 
 Floats = NDArray[np.float64]
@@ -18,12 +19,30 @@ OWN_SHARE = 0.25  # of the model's error that no component tells
 GAIN_SD = 0.5  # of the factor between predicted and measured, whose mean is 1
 
 
+class Reading(Protocol):
+    """From betas [V] to the response of an objective."""
+
+    @property
+    def V(self) -> int:
+        """Vertices of a measurement."""
+        ...
+
+    def measure(self, betas: NDArray[np.float32]) -> Measurement:  # [V]
+        """The response; too few betas are a BrainfastError."""
+        ...
+
+    def variance_of(self, scores: Floats) -> Floats:  # [n]
+        """Of the noise in the response of a whole trial, by the noiseless score."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class ObjectiveModel:
     """What is left of a pool for one objective: z [N,d] float64, a row a candidate.
 
     Columns: 1; the model's score, standardised over the pool; the leading principal components of
-    the features, made uncorrelated with the score, of variance 1 together.
+    the features, made uncorrelated with the score, of variance 1 together. The score is what the
+    objective expects of the model's prediction, which for a target pattern is not linear.
 
     centre, spread: mean and standard deviation of the score over the pool; reading: from betas to
     the objective's response; adapt: whether nobody gave a ceiling, so that the data must tell the
@@ -34,8 +53,19 @@ class ObjectiveModel:
     z: Floats  # [N,d]
     centre: float
     spread: float
-    reading: Weighted
+    reading: Reading
     adapt: bool
+
+    @cached_property
+    def noise(self) -> float:
+        """Variance of a trial's noise, at the pool's mean score."""
+        return float(self.reading.variance_of(np.array([self.centre]))[0])
+
+    @cached_property
+    def noisiness(self) -> Floats:  # [N]
+        """The same for each candidate, over that of the mean."""
+        scores = self.centre + self.spread * self.z[:, 1]
+        return self.reading.variance_of(scores) / self.noise
 
     def prior(self, model_share: float) -> Prior:
         """The model's score, believed as far as `model_share` says.
@@ -56,7 +86,7 @@ class ObjectiveModel:
         error = scale**2 * (1.0 - model_share) / model_share
         variance = np.full(d, (1.0 - OWN_SHARE) * error)
         variance[:2] = scale**2, (GAIN_SD * scale) ** 2
-        noise = self.reading.variance + OWN_SHARE * error
+        noise = self.noise + OWN_SHARE * error
         return Prior(mean, variance, noise, slice(2, d), self.adapt)
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from ..errors import BrainfastError
-from .candidates import Candidates, FoldedObjective, check_candidates
-from .design import Design, ObjectiveModel
-from .measured import Weighted, vertex_noise
+from .candidates import Candidates, check_candidates
+from .design import Design, ObjectiveModel, Reading
+from .measured import Space, vertex_noise
 from .posterior import MAX_COLUMNS
 
 Floats = NDArray[np.float64]
@@ -23,59 +23,90 @@ CHUNK_NUMBERS = 1 << 24  # features held at a time
 FLATTEST = 1e-10  # share of the variance below which a component is rounding
 
 
+class Goal(Protocol):
+    """What a design asks of an objective: `FoldedObjective` and `FoldedPattern`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def space_hash(self) -> str: ...
+
+    @property
+    def subject(self) -> str | None: ...
+
+    @property
+    def V(self) -> int: ...
+
+    @property
+    def F(self) -> int: ...
+
+    def scores(self, features: Floats) -> Floats: ...
+
+    def reading(self, sample: Floats, noise: Floats, model_share: float) -> Reading: ...
+
+
 def build_design(
     pool: Candidates,
-    goals: Sequence[FoldedObjective],
+    goals: Sequence[Goal],
     *,
     components: int = MAX_COLUMNS - 2,
     ceiling: NDArray[np.floating[Any]] | None = None,  # [V]
+    model_share: float = 0.5,
     seed: int = 0,
 ) -> Design:
-    """Two passes over a part and one over the whole of the pool's features, for all objectives.
+    """One pass over a part and one over the whole of the pool's features, for all objectives.
 
     components: how many principal components at most, 0 to 61, of at most 1,024 candidates, which
-    `seed` draws
+    `seed` draws; model_share: see `ObjectiveModel.prior`
     """
     if not 0 <= components <= MAX_COLUMNS - 2:
         raise BrainfastError("components", expected=f"0 to {MAX_COLUMNS - 2}", got=str(components))
-    ids, F = check_candidates(pool), _features(goals)
-    mean, directions = _components(pool, F, components, seed)
-    scores, coordinates = (
-        np.empty((len(goals), len(ids))),
-        np.empty((len(ids), directions.shape[1])),
-    )
-    for rows, features in _chunks(pool, ids, F):
+    _check_goals(goals)
+    ids, noise = check_candidates(pool), vertex_noise(ceiling, goals[0].V)
+    sample = _sample(pool, ids, goals[0].F, seed)
+    readings = [goal.reading(sample, noise, model_share) for goal in goals]
+    mean, directions = _components(sample, components)
+    del sample
+    scores = np.empty((len(goals), len(ids)))
+    coordinates = np.empty((len(ids), directions.shape[1]))
+    for rows, features in _chunks(pool, ids, goals[0].F):
         for own, goal in zip(scores, goals, strict=True):
             own[rows] = goal.scores(features)
         coordinates[rows] = (features - mean) @ directions
-    noise = vertex_noise(ceiling, len(goals[0].weights))
     models = [
-        _model(goal, own, coordinates, Weighted(goal.weights, noise), ceiling is None)
-        for goal, own in zip(goals, scores, strict=True)
+        _model(goal.name, own, coordinates, reading, ceiling is None)
+        for goal, own, reading in zip(goals, scores, readings, strict=True)
     ]
     return Design(ids, tuple(models))
 
 
-def _features(goals: Sequence[FoldedObjective]) -> int:
-    """How many features the objectives read, which must be the same for all."""
+def _check_goals(goals: Sequence[Goal]) -> None:
+    """Refuse objectives of different models or subjects, and of one name."""
     first = goals[0]
-    for goal in goals[1:]:
-        for what in ("template", "weights"):
-            here, there = (len(getattr(one, what)) for one in (first, goal))
-            if here != there:
-                raise BrainfastError(
-                    f"{what} of {goal.name}",
-                    expected=f"{here} numbers, as that of {first.name}",
-                    got=str(there),
-                )
-    return len(first.template)
+    subject = Space(first.space_hash, first.subject)
+    for number, goal in enumerate(goals):
+        own = Space(goal.space_hash, goal.subject)
+        wrong = [
+            (own.fits(subject), f"one of {subject}", f"one of {own}"),
+            (goal.V == first.V, f"{first.V} vertices, as {first.name}", str(goal.V)),
+            (goal.F == first.F, f"{first.F} features, as {first.name}", str(goal.F)),
+            (
+                goal.name not in [other.name for other in goals[:number]],
+                "objectives of different names",
+                "this one twice",
+            ),
+        ]
+        for good, expected, got in wrong:
+            if not good:
+                raise BrainfastError(f"objective {goal.name}", expected=expected, got=got)
 
 
 def _model(
-    goal: FoldedObjective,
+    name: str,
     scores: Floats,  # [N]
     coordinates: Floats,  # [N,k]
-    reading: Weighted,
+    reading: Reading,
     adapt: bool,
 ) -> ObjectiveModel:
     centre, spread = float(scores.mean()), float(scores.std())
@@ -85,26 +116,34 @@ def _model(
     rest = _uncorrelated(coordinates, score)
     z = np.concatenate([np.ones((len(scores), 1)), score[:, None], rest], axis=1)
     z = z.astype(np.float32).astype(np.float64)
-    return ObjectiveModel(goal.name, z, centre, spread, reading, adapt)
+    return ObjectiveModel(name, z, centre, spread, reading, adapt)
 
 
-def _components(pool: Candidates, F: int, count: int, seed: int) -> tuple[Floats, Floats]:
-    """Mean [F] and principal directions [F,<=count] of some candidates' features.
-
-    Through the matrix of their inner products, which is small however many features there are.
-    """
-    N = len(pool)
+def _sample(pool: Candidates, ids: tuple[str, ...], F: int, seed: int) -> Floats:
+    """Features [n,F] of some candidates."""
+    N = len(ids)
     rows = np.arange(N)
     limit = max(2, min(SAMPLE, CHUNK_NUMBERS // F))
     if limit < N:
         rows = np.sort(np.random.default_rng(seed).choice(N, limit, replace=False))
-    sample = _checked(pool, rows, tuple(pool.ids), F)
+    return _checked(pool, rows, ids, F)
+
+
+def _components(
+    sample: Floats,  # [n,F], used up
+    count: int,
+) -> tuple[Floats, Floats]:
+    """Mean [F] and principal directions [F,<=count] of some candidates' features.
+
+    Through the matrix of their inner products, which is small however many features there are.
+    """
+    n, F = sample.shape
     mean = sample.mean(axis=0)
     sample -= mean
-    count = min(count, len(rows) - 1, F)
+    count = min(count, n - 1, F)
     if count <= 0:
         return mean, np.zeros((F, 0))
-    strengths, mixes = eigh(sample @ sample.T, subset_by_index=(len(rows) - count, len(rows) - 1))
+    strengths, mixes = eigh(sample @ sample.T, subset_by_index=(n - count, n - 1))
     strengths, mixes = strengths[::-1], mixes[:, ::-1]
     kept = strengths > FLATTEST * max(float(strengths[0]), math.ulp(0.0))
     return mean, sample.T @ (mixes[:, kept] / np.sqrt(strengths[kept]))

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from ..errors import BrainfastError
 from ..files import hash_arrays, load_tensors, save_tensors
-from .design import Design, ObjectiveModel
+from .design import Design, ObjectiveModel, Reading
 from .measured import Weighted
+from .pattern import PatternReading
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -49,7 +50,7 @@ def load_design(path: Path, expected_hash: str) -> Design:
 
 def _model(name: str, arrays: Arrays) -> ObjectiveModel:
     centre, spread, adapt = arrays["about"]
-    reading = Weighted(arrays["weights"], arrays["noise"])
+    reading = _reading(arrays)
     z = arrays["z"].astype(np.float64)
     return ObjectiveModel(name, z, float(centre), float(spread), reading, bool(adapt))
 
@@ -60,9 +61,26 @@ def _arrays(design: Design) -> Arrays:
         about = np.array([model.centre, model.spread, model.adapt], dtype=np.float64)
         z = model.z.astype(np.float32)  # exact: it was float32 before
         own: Arrays = {"z": z, "about": about}
-        own |= {"weights": model.reading.weights, "noise": model.reading.noise}
+        own |= _reading_arrays(model.reading)
         arrays |= {f"{index}.{name}": array for name, array in own.items()}
     return arrays
+
+
+def _reading(arrays: Arrays) -> Reading:
+    if "weights" in arrays:
+        return Weighted(arrays["weights"], arrays["noise"])
+    correlates, gain, slope, floor = arrays["pattern"].tolist()
+    return PatternReading(arrays["target"], arrays["noise"], bool(correlates), gain, slope, floor)
+
+
+def _reading_arrays(reading: Reading) -> Arrays:
+    if isinstance(reading, Weighted):
+        return {"weights": reading.weights, "noise": reading.noise}
+    if isinstance(reading, PatternReading):
+        numbers = [reading.correlates, reading.gain, reading.slope, reading.floor]
+        pattern = np.array(numbers, dtype=np.float64)
+        return {"target": reading.target, "noise": reading.noise, "pattern": pattern}
+    raise TypeError(f"no file holds {type(reading).__name__}")
 
 
 def _under(prefix: str, arrays: Arrays) -> Arrays:

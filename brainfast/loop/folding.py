@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +15,10 @@ from ..errors import BrainfastError
 from ..objective import Objective
 from ..pool import Pool
 from ..pool_build import flat_template
+from ..target_pattern import TargetPattern
 from .candidates import Candidates, FoldedObjective
-from .measured import Space
+from .design_build import Goal
+from .pattern import FoldedPattern
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -47,19 +52,17 @@ class PoolCandidates:
         """Features float32 [n,F] of some candidates."""
         return self._pool.rows.decoded(self._rows[rows])
 
-    def fold(self, objective: Any, engine: Engine | None = None) -> tuple[FoldedObjective, ...]:
-        """Objectives on these features, through their engine: this one, or the pool's own."""
+    def asked(self, engine: Engine | None) -> tuple[Pool, Engine]:
+        """The pool with its engine: this one, or its own."""
         pool = self._pool if engine is None else self._pool.with_engine(engine)
-        engine = pool.engine
-        if engine is None:
+        if pool.engine is None:
             raise BrainfastError(
                 "objective",
                 expected="a pool opened with its engine",
                 got="one without",
                 remedy="Pool.open(path, engine)",
             )
-        goal = Objective.of(objective)
-        return _several(goal, *pool.templates(goal), engine)
+        return pool, pool.engine
 
 
 def as_candidates(pool: Any) -> Candidates:
@@ -79,21 +82,75 @@ def fold(objective: Any, engine: Engine) -> FoldedObjective:
     return found[0]
 
 
-def folded(objective: Any, pool: Candidates, engine: Engine | None) -> tuple[FoldedObjective, ...]:
+def folded(objective: Any, pool: Candidates, engine: Engine | None) -> tuple[Goal, ...]:
     """What a session follows: as it is, or folded through the engine of the pool.
 
-    objective: what `Objective` takes, a `FoldedObjective`, or a list with one of these in it
+    objective: what `Objective` takes, a `FoldedObjective` or a `TargetPattern`, or a list with one
+    of these two in it
     """
+    single = FoldedObjective | TargetPattern
     listed = isinstance(objective, list | tuple)
-    if listed and any(isinstance(one, FoldedObjective) for one in objective):
-        found = tuple(goal for one in objective for goal in folded(one, pool, engine))
-    elif isinstance(objective, FoldedObjective):
-        found = (objective,)
-    elif isinstance(pool, PoolCandidates):
-        found = pool.fold(objective, engine)
-    else:
-        found = _fold(objective, _engine_of(objective, pool, engine))
-    return _checked(found)
+    if not (listed and any(isinstance(one, single) for one in objective)):
+        return _folded(objective, pool, engine)
+    found = [goal for one in objective for goal in _folded(one, pool, engine)]
+    return tuple(_numbered(found))
+
+
+def _folded(objective: Any, pool: Candidates, engine: Engine | None) -> tuple[Goal, ...]:
+    if isinstance(objective, FoldedObjective):
+        return (objective,)
+    if isinstance(objective, TargetPattern):
+        return (fold_pattern(objective, _pattern_engine(pool, engine)),)
+    if isinstance(pool, PoolCandidates):
+        asked, through = pool.asked(engine)
+        goal = Objective.of(objective)
+        return _several(goal, *asked.templates(goal), through)
+    return _fold(objective, _engine_of(objective, pool, engine))
+
+
+def fold_pattern(pattern: TargetPattern, engine: Engine) -> FoldedPattern:
+    """A pattern on what the engine's head reads; one that the engine cannot follow is refused."""
+    score, space = pattern.fold(engine), engine.space
+    target = np.full(space.V, np.nan)
+    chosen = space.select(pattern.vertices)
+    target[chosen] = np.asarray(pattern.target, dtype=np.float64)[chosen]
+    rows, _ = flat_template(engine.template(np.ones((1, space.V), np.float32)))
+    return FoldedPattern(
+        pattern.kind,
+        target,
+        pattern.kind == "correlation",
+        engine.head.take(np.flatnonzero(np.isfinite(target))),
+        score,
+        rows.shape[1],
+        space.hash(),
+        space.subject,
+    )
+
+
+def _numbered(goals: list[Goal]) -> Iterator[Goal]:
+    """Patterns of one kind have one name: from the second on, it gets a number."""
+    seen: Counter[str] = Counter()
+    for goal in goals:
+        if isinstance(goal, FoldedPattern):
+            seen[goal.name] += 1
+            count = seen[goal.name]
+            yield replace(goal, name=f"{goal.name} {count}") if count > 1 else goal
+        else:
+            yield goal
+
+
+def _pattern_engine(pool: Candidates, engine: Engine | None) -> Engine:
+    if not isinstance(pool, PoolCandidates):
+        return _engine_of("a target pattern", pool, engine)
+    asked, through = pool.asked(engine)
+    if asked.index.basis:
+        raise BrainfastError(
+            "pattern",
+            expected="a pool of all features",
+            got="one of scores on some objectives",
+            remedy="build a pool without a projection",
+        )
+    return through
 
 
 def _engine_of(objective: Any, pool: Candidates, engine: Engine | None) -> Engine:
@@ -129,25 +186,6 @@ def _several(
     space = engine.space
     columns = zip(goal.names, goal.weights(space), templates, offset, strict=True)
     return tuple(FoldedObjective(*column, space.hash(), space.subject) for column in columns)
-
-
-def _checked(goals: tuple[FoldedObjective, ...]) -> tuple[FoldedObjective, ...]:
-    """Objectives of different names on the same vertices."""
-    first = Space(goals[0].space_hash, goals[0].subject)
-    for number, goal in enumerate(goals):
-        own = Space(goal.space_hash, goal.subject)
-        if not own.fits(first):
-            raise BrainfastError(
-                f"objective {goal.name}",
-                expected=f"one of {first}",
-                got=f"of {own}",
-                remedy="give each subject its own session",
-            )
-        if goal.name in [other.name for other in goals[:number]]:
-            raise BrainfastError(
-                "objective", expected="objectives of different names", got=f"{goal.name!r} twice"
-            )
-    return goals
 
 
 def text_hash(text: str) -> str:

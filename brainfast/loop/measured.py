@@ -147,8 +147,12 @@ class Weighted:
 
     @cached_property
     def variance(self) -> float:
-        """Of the noise in the response of a whole measurement."""
+        """Of the noise in the response of a whole trial."""
         return noise_variance(self.weights.astype(np.float64), self.noise)
+
+    def variance_of(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:  # [n]
+        """The same, which does not depend on the score."""
+        return np.full(len(scores), self.variance)
 
     def measure(self, betas: NDArray[np.float32]) -> Measurement:  # [V]
         """response = sum_v weights_v * betas_v.

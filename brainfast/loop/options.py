@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
 from ..errors import BrainfastError
-from .design import Design
 
 Strategy = Literal["greedy", "ucb", "thompson", "explore", "random"]
 N = TypeVar("N", int, float)
@@ -32,7 +31,7 @@ class Options:
 
     kappa: standard deviations that ucb adds; repeats: how often an image may be shown; fallback:
     the id that is shown where nothing is ready, or "random"; exclude: ids that are never chosen;
-    model_share: see `Design.prior`
+    model_share: see `ObjectiveModel.prior`
     """
 
     strategy: Strategy = "greedy"
@@ -50,8 +49,8 @@ class Options:
         for name in ("kappa", "model_share"):
             object.__setattr__(self, name, as_number(name, getattr(self, name), float))
 
-    def check(self, design: Design) -> None:
-        """Refuse what does not fit together."""
+    def check(self, ids: Collection[str]) -> None:
+        """Refuse what does not fit together; ids: of the candidates."""
         wrong = [
             ("strategy", ", ".join(get_args(Strategy)), self.strategy in get_args(Strategy)),
             ("kappa", "a finite number, 0 or more", 0 <= self.kappa < np.inf),
@@ -63,8 +62,9 @@ class Options:
             if not good:
                 raise BrainfastError(name, expected=expected, got=repr(getattr(self, name)))
         fallback = () if self.fallback == RANDOM_FALLBACK else (self.fallback,)
+        known = frozenset(ids)
         for image in (*fallback, *self.exclude):
-            if image not in design.rows:
+            if image not in known:
                 raise BrainfastError(
                     "exclude or fallback", expected="ids of the pool", got=repr(image)
                 )

@@ -67,14 +67,16 @@ def rank(
     counts choices that are still outstanding as measured, so that several of them do not all ask
     the same question (Desautels et al. 2014, GP-BUCB).
     """
-    z = design.models[objective].z
+    model = design.models[objective]
+    z = model.z
     told = [trial for trial in trials if trial.measurements]
+    rows = [trial.row for trial in told]
     known = [trial.measurements[objective] for trial in told]
     posterior = fit(
         prior,
-        z[[trial.row for trial in told]],
+        z[rows],
         np.array([measurement.response for measurement in known]),
-        np.array([measurement.relative_noise for measurement in known]),
+        np.array([measurement.relative_noise for measurement in known]) * model.noisiness[rows],
     )
     mean = posterior.mean_of(z)
     values = mean
@@ -108,13 +110,14 @@ def decide(progress: Progress, objective: int, ranking: Ranking | None, source: 
         return Decision(_fallback(progress, allowed), None, None, None, 1, None)
     row = int(ranking.order[int(np.argmax(allowed[ranking.order]))])
     value = ranking.values[row]
-    z = progress.design.models[objective].z
-    variance = float(ranking.posterior.variance_of(z[row : row + 1])[0])
+    model = progress.design.models[objective]
+    variance = float(ranking.posterior.variance_of(model.z[row : row + 1])[0])
+    noise = ranking.posterior.noise * model.noisiness[row]
     return Decision(
         row=row,
         score=float(ranking.mean[row]),
         value=float(value),
-        uncertainty=float(np.sqrt(variance + ranking.posterior.noise)),
+        uncertainty=float(np.sqrt(variance + noise)),
         ties=int((allowed & (ranking.values == value)).sum()),
         posterior=ranking.posterior.digest(),
     )

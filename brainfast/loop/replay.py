@@ -114,7 +114,7 @@ def _opened(file: LogFile, pool: Any) -> tuple[Progress, float]:
     if pool is not None:
         _check_pool(file.path, hashes, as_candidates(pool))
     design = load_design(design_path(file.path), design_hash)
-    options.check(design)
+    options.check(design.ids)
     return Progress(design, options), deadline_ms
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BrainfastError
-from .candidates import Candidates
+from .candidates import Candidates, check_candidates
 from .choice import Choice
 from .clock import Clock, SystemClock
 from .design_build import build_design
@@ -44,9 +44,10 @@ class Session:
     """Chooses the next image of a running experiment, again and again.
 
     pool: a `Pool` opened with its engine, or `Candidates` such as `ArrayCandidates`
-    objective: "FFA - PPA" or what else `Objective` takes; of `Candidates`, `engine` is what their
-    features are of, or give a `FoldedObjective`. Of a list of several, every measurement teaches
-    the models of all, and `next` serves them in turn
+    objective: "FFA - PPA" or what else `Objective` takes, or a `TargetPattern` (`PatternReading`
+    tells what is learnt of it); of `Candidates`, `engine` is what their features are of, or give a
+    `FoldedObjective`. Of a list of several, every measurement teaches the models of all, and `next`
+    serves them in turn
     deadline_ms: of `next`; strategy, kappa, repeats, seed, fallback, exclude, model_share: see
     `Options`; ceiling [V]: noise ceilings of single trials as fractions, which set the noise;
     without them it is estimated from what is told; components: see `Design.build`
@@ -80,12 +81,19 @@ class Session:
     ) -> None:
         candidates = as_candidates(pool)
         goals = folded(objective, candidates, engine)
-        design = build_design(candidates, goals, components=components, ceiling=ceiling, seed=seed)
         options = Options(strategy, kappa, repeats, seed, fallback, tuple(exclude), model_share)
-        options.check(design)
+        options.check(check_candidates(candidates))
         deadline_ms = as_number("deadline_ms", deadline_ms, float)
         if not 0 < deadline_ms < 1e6:
             raise BrainfastError("deadline_ms", expected="above 0", got=str(deadline_ms))
+        design = build_design(
+            candidates,
+            goals,
+            components=components,
+            ceiling=ceiling,
+            model_share=options.model_share,
+            seed=options.seed,
+        )
         self._start(Progress(design, options), deadline_ms, clock or SystemClock())
         self._space = Space(goals[0].space_hash, goals[0].subject)
         with self._closed_by_errors():

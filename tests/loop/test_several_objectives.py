@@ -136,18 +136,18 @@ def test_one_in_a_list_is_as_one_alone() -> None:
 @pytest.mark.parametrize(
     ("goals", "message"),
     [
-        ([objective(), objective()], "different names, got 'first - last' twice"),
+        ([objective(), objective()], "first - last: expected objectives of different names"),
         (
             [objective(), FoldedObjective("x", np.ones(3), READOUT[0], 0.0)],
-            "weights of x: expected 6 numbers, as that of first - last, got 3",
+            "objective x: expected 6 vertices, as first - last, got 3",
         ),
         (
             [objective(), FoldedObjective("x", np.ones(V), READOUT[0, :4], 0.0)],
-            "template of x: expected 10 numbers",
+            "objective x: expected 10 features, as first - last, got 4",
         ),
         (
             [replace(objective(), subject="subj01"), replace(second(), subject="subj02")],
-            r"objective middle: expected one of subj01 .*got of subj02",
+            r"objective middle: expected one of subj01 .*got one of subj02",
         ),
     ],
 )
