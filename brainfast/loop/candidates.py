@@ -48,13 +48,14 @@ class ArrayCandidates:
     """Candidates whose features lie in memory, such as a lab's own: values [N,F], float32.
 
     model_hash, preprocessing_hash: of what made the features, where there is such a thing; a log
-    keeps both.
+    keeps both. categories: one a candidate, where a session is to balance them.
     """
 
     values: Floats  # [N,F]
     ids: Sequence[str]
     model_hash: str = ""
     preprocessing_hash: str = ""
+    categories: Sequence[str] = ()
     hash: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +73,10 @@ class ArrayCandidates:
                 expected="texts",
                 got=f"{wrong[0]!r} of type {type(wrong[0]).__name__}",
                 remedy="give str(id)",
+            )
+        if len(self.categories) not in (0, len(values)):
+            raise BrainfastError(
+                "categories", expected=f"{len(values)}, or none", got=str(len(self.categories))
             )
         values = np.ascontiguousarray(values, dtype=np.float32)
         names = np.frombuffer("\0".join(self.ids).encode(), dtype=np.uint8)

@@ -94,11 +94,19 @@ class ObjectiveModel:
 class Design:
     """A pool of N candidates, and of each of O objectives the numbers of all of them.
 
-    ids: N names, all different
+    ids: N names, all different; categories, codes [N]: the names of C categories, and the number of
+    each candidate's; none where they do not matter
+    places [N,k] float32: coordinates on the principal components of the features, of variance 1
+    together, so that two candidates drawn at random lie sqrt(2) apart on average (root of the mean
+    square); only where distances matter. They stand for the features themselves, which are too many
+    to be kept beside a log.
     """
 
     ids: tuple[str, ...]
     models: tuple[ObjectiveModel, ...]
+    categories: tuple[str, ...] = ()
+    codes: NDArray[np.int64] | None = None  # [N]
+    places: NDArray[np.float32] | None = None  # [N,k]
 
     def __len__(self) -> int:
         return len(self.ids)

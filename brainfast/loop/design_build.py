@@ -54,11 +54,14 @@ def build_design(
     ceiling: NDArray[np.floating[Any]] | None = None,  # [V]
     model_share: float = 0.5,
     seed: int = 0,
+    balance: bool = False,
+    distances: bool = False,
 ) -> Design:
     """One pass over a part and one over the whole of the pool's features, for all objectives.
 
     components: how many principal components at most, 0 to 61, of at most 1,024 candidates, which
-    `seed` draws; model_share: see `ObjectiveModel.prior`
+    `seed` draws; model_share: see `ObjectiveModel.prior`; balance,
+    distances: whether categories and places are kept
     """
     if not 0 <= components <= MAX_COLUMNS - 2:
         raise BrainfastError("components", expected=f"0 to {MAX_COLUMNS - 2}", got=str(components))
@@ -78,7 +81,8 @@ def build_design(
         _model(goal.name, own, coordinates, reading, ceiling is None)
         for goal, own, reading in zip(goals, scores, readings, strict=True)
     ]
-    return Design(ids, tuple(models))
+    names, codes = _categories(pool) if balance else ((), None)
+    return Design(ids, tuple(models), names, codes, _places(coordinates) if distances else None)
 
 
 def _check_goals(goals: Sequence[Goal]) -> None:
@@ -100,6 +104,33 @@ def _check_goals(goals: Sequence[Goal]) -> None:
         for good, expected, got in wrong:
             if not good:
                 raise BrainfastError(f"objective {goal.name}", expected=expected, got=got)
+
+
+def _categories(pool: Candidates) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Names of the categories, and the number of each candidate's."""
+    given = tuple(getattr(pool, "categories", ()))
+    names, codes = np.unique(np.array(given, dtype=str), return_inverse=True)
+    if len(given) != len(pool) or len(names) < 2:
+        raise BrainfastError(
+            "balance",
+            expected="a pool whose candidates are of several categories",
+            got=f"{len(names)} of them",
+            remedy="build the pool with categories, or leave balance out",
+        )
+    return tuple(names.tolist()), codes.reshape(-1).astype(np.int64)
+
+
+def _places(coordinates: Floats) -> NDArray[np.float32]:  # [N,k]
+    """Coordinates of variance 1 together."""
+    total = float(coordinates.var(axis=0).sum())
+    if not total > 0:
+        raise BrainfastError(
+            "min_distance",
+            expected="candidates that differ, and a component at least",
+            got="none that do",
+            remedy="leave min_distance out",
+        )
+    return (coordinates / math.sqrt(total)).astype(np.float32)
 
 
 def _model(

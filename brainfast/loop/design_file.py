@@ -45,7 +45,10 @@ def load_design(path: Path, expected_hash: str) -> Design:
         )
     names = _texts(arrays["objectives"])
     models = [_model(name, _under(f"{index}.", arrays)) for index, name in enumerate(names)]
-    return Design(_texts(arrays["ids"]), tuple(models))
+    categories = _texts(arrays["categories"])
+    return Design(
+        _texts(arrays["ids"]), tuple(models), categories, arrays.get("codes"), arrays.get("places")
+    )
 
 
 def _model(name: str, arrays: Arrays) -> ObjectiveModel:
@@ -56,7 +59,10 @@ def _model(name: str, arrays: Arrays) -> ObjectiveModel:
 
 
 def _arrays(design: Design) -> Arrays:
-    arrays = {"ids": _bytes(design.ids), "objectives": _bytes(design.names)}
+    texts = {"ids": design.ids, "objectives": design.names, "categories": design.categories}
+    arrays: Arrays = {name: _bytes(words) for name, words in texts.items()}
+    kept = {"codes": design.codes, "places": design.places}
+    arrays |= {name: array for name, array in kept.items() if array is not None}
     for index, model in enumerate(design.models):
         about = np.array([model.centre, model.spread, model.adapt], dtype=np.float64)
         z = model.z.astype(np.float32)  # exact: it was float32 before

@@ -38,6 +38,7 @@ class PoolCandidates:
         kept = [row for row in range(pool.index.items) if row not in removed]
         self._rows = np.array(kept, dtype=np.int64)
         self.ids = tuple(pool.items.names[row] for row in kept)
+        self.categories = tuple(pool.items.categories[row] for row in kept)
         key = pool.index.key.model_dump(mode="json")
         images = key.pop("images_hash")
         self.model_hash = text_hash(repr(sorted(key.items())))

@@ -32,6 +32,9 @@ class Options:
     kappa: standard deviations that ucb adds; repeats: how often an image may be shown; fallback:
     the id that is shown where nothing is ready, or "random"; exclude: ids that are never chosen;
     model_share: see `ObjectiveModel.prior`
+    balance: for every objective, the next category is one with the fewest choices so far, of those
+    that have a candidate left; min_distance: between any two images, in the pool's components
+    (`Design.places`)
     """
 
     strategy: Strategy = "greedy"
@@ -41,13 +44,16 @@ class Options:
     fallback: str = RANDOM_FALLBACK
     exclude: tuple[str, ...] = ()
     model_share: float = 0.5
+    balance: bool = False
+    min_distance: float = 0.0
 
     def __post_init__(self) -> None:
         """Numbers of numpy become Python's, which a log can hold."""
         for name in ("repeats", "seed"):
             object.__setattr__(self, name, as_number(name, getattr(self, name), operator.index))
-        for name in ("kappa", "model_share"):
+        for name in ("kappa", "model_share", "min_distance"):
             object.__setattr__(self, name, as_number(name, getattr(self, name), float))
+        object.__setattr__(self, "balance", bool(self.balance))
 
     def check(self, ids: Collection[str]) -> None:
         """Refuse what does not fit together; ids: of the candidates."""
@@ -56,6 +62,7 @@ class Options:
             ("kappa", "a finite number, 0 or more", 0 <= self.kappa < np.inf),
             ("repeats", "1 or more", self.repeats >= 1),
             ("seed", "0 or more", self.seed >= 0),
+            ("min_distance", "a finite number, 0 or more", 0 <= self.min_distance < np.inf),
             ("model_share", "above 0 and below 1", 0 < self.model_share < 1),
         ]
         for name, expected, good in wrong:

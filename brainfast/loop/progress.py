@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..errors import BrainfastError
+from .availability import Availability
 from .design import Design
 from .measured import Measurement
 from .options import Options
@@ -38,16 +36,12 @@ class Progress:
     options: Options
     trials: list[Trial] = field(default_factory=list)
     version: int = 0
-    counts: NDArray[np.int64] = field(init=False)  # [N], times shown and not skipped
-    waiting: NDArray[np.int64] = field(init=False)  # [N], choices that are outstanding
+    available: Availability = field(init=False)
     served: list[int] = field(init=False)  # [O], choices that were not skipped
 
     def __post_init__(self) -> None:
-        self.counts = np.zeros(len(self.design), dtype=np.int64)
-        self.waiting = np.zeros(len(self.design), dtype=np.int64)
+        self.available = Availability(self.design, self.options)
         self.served = [0] * len(self.design.models)
-        for image in self.options.exclude:
-            self.counts[self.design.rows[image]] = np.iinfo(np.int32).max
 
     @property
     def turn(self) -> int:
@@ -57,8 +51,7 @@ class Progress:
     def choose(self, row: int, objective: int = 0) -> None:
         """A candidate is shown for an objective."""
         self.trials.append(Trial(row, objective))
-        self.counts[row] += 1
-        self.waiting[row] += 1
+        self.available.choose(row, objective)
         self.served[objective] += 1
         self.version += self.options.follows_choices
 
@@ -71,13 +64,13 @@ class Progress:
         """Its response is lost: the image may be shown again."""
         self._settle(trial, "skipped", ())
         lost = self.trials[trial]
-        self.counts[lost.row] -= 1
+        self.available.take_back(lost.row, lost.objective)
         self.served[lost.objective] -= 1
         self.version += self.options.follows_choices
 
     def _settle(self, trial: int, status: Status, measurements: tuple[Measurement, ...]) -> None:
         old = self.trials[trial]
-        self.waiting[old.row] -= 1
+        self.available.settle(old.row)
         self.trials[trial] = replace(old, status=status, measurements=measurements)
 
     def outstanding(self, trial: int) -> None:
@@ -90,11 +83,10 @@ class Progress:
             return
         raise BrainfastError("choice", expected="a choice that is outstanding", got=got)
 
-    def allowed(self) -> NDArray[np.bool_]:
-        """Who may be shown [N]: fewer than `repeats` times so far, and not waiting for its answer.
-
-        Where all others are used up, an image may follow itself before it has been measured.
-        """
-        left = self.counts < self.options.repeats
-        rested = left & (self.waiting == 0)
-        return rested if rested.any() else left
+    def catch_up(self) -> None:
+        """Count every image that was shown, as the ranking thread of a session does by and by."""
+        spacing = self.available.spacing
+        if spacing is None:
+            return
+        for row in spacing.pending():
+            spacing.count(row, spacing.near(row))

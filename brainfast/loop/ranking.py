@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BrainfastError
+from .availability import Availability, Tier, blocks
 from .design import Design
 from .options import RANDOM_FALLBACK, Options
 from .posterior import Posterior, Prior, fit, narrowed
@@ -28,7 +29,7 @@ _RANKING, _FALLBACK = 0, 1  # streams of random numbers
 class Ranking:
     """All candidates in order of value: what the strategy wants most, lowest row first in ties.
 
-    posterior: from the trials told; mean [N]: the response that it expects. version: of the
+    posterior, digest: from the trials told; mean [N]: the response that it expects. version: of the
     progress that this ranking is of.
     """
 
@@ -37,6 +38,7 @@ class Ranking:
     order: NDArray[np.int64]  # [N]
     mean: Floats  # [N]
     posterior: Posterior
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -93,39 +95,62 @@ def rank(
         explore = options.strategy == "explore"
         values = variance if explore else mean + options.kappa * np.sqrt(variance)
     order = np.argsort(-values, kind="stable")
-    return Ranking(version, values, order, mean, posterior)
+    return Ranking(version, values, order, mean, posterior, posterior.digest())
 
 
 def decide(progress: Progress, objective: int, ranking: Ranking | None, source: Source) -> Decision:
-    """The best candidate that may be shown; from the fallback where there is no ranking."""
-    allowed = progress.allowed()
-    if not allowed.any():
-        raise BrainfastError(
-            "candidates",
-            expected="one that may be shown",
-            got=f"all {len(progress.design)} excluded or shown {progress.options.repeats} times",
-            remedy="raise repeats, or give a larger pool",
-        )
+    """The best candidate that may be shown; from the fallback where there is no ranking.
+
+    It walks down the ranking as far as it must, so that its time does not depend on N.
+    """
     if ranking is None or source == "fallback":
-        return Decision(_fallback(progress, allowed), None, None, None, 1, None)
-    row = int(ranking.order[int(np.argmax(allowed[ranking.order]))])
-    value = ranking.values[row]
+        return Decision(_fallback(progress, objective), None, None, None, 1, None)
+    found = progress.available.first(ranking.order, objective)
+    if found is None:
+        raise _nothing_left(progress)
+    tier, place = found
+    row = int(ranking.order[place])
     model = progress.design.models[objective]
     variance = float(ranking.posterior.variance_of(model.z[row : row + 1])[0])
     noise = ranking.posterior.noise * model.noisiness[row]
     return Decision(
         row=row,
         score=float(ranking.mean[row]),
-        value=float(value),
+        value=float(ranking.values[row]),
         uncertainty=float(np.sqrt(variance + noise)),
-        ties=int((allowed & (ranking.values == value)).sum()),
-        posterior=ranking.posterior.digest(),
+        ties=_ties(progress.available, tier, ranking, place),
+        posterior=ranking.digest,
     )
 
 
-def _fallback(progress: Progress, allowed: NDArray[np.bool_]) -> int:
+def _ties(available: Availability, tier: Tier, ranking: Ranking, place: int) -> int:
+    """How many of a tier share the value of the first of them, which follow it in the order."""
+    value, count = ranking.values[ranking.order[place]], 0
+    for start, stop in blocks(len(ranking.order), place):
+        rows = ranking.order[start:stop]
+        same = ranking.values[rows] == value
+        count += int(available.admits(tier, rows[same]).sum())
+        if not same.all():
+            break
+    return count
+
+
+def _fallback(progress: Progress, objective: int) -> int:
     options = progress.options
+    allowed = progress.available.all(objective)
+    if not allowed.any():
+        raise _nothing_left(progress)
     if options.fallback != RANDOM_FALLBACK:
         return progress.design.rows[options.fallback]
     random = np.random.default_rng([options.seed, _FALLBACK, len(progress.trials)])
     return int(random.choice(np.flatnonzero(allowed)))
+
+
+def _nothing_left(progress: Progress) -> BrainfastError:
+    options = progress.options
+    got = f"all {len(progress.design)} excluded or shown {options.repeats} times"
+    remedy = "raise repeats, or give a larger pool"
+    if options.min_distance > 0:
+        got += f", or nearer than {options.min_distance:g} to one that was shown"
+        remedy = "give a smaller min_distance, or a larger pool"
+    return BrainfastError("candidates", expected="one that may be shown", got=got, remedy=remedy)

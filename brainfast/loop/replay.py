@@ -76,6 +76,7 @@ def replay(log: str | Path, pool: Any = None) -> Replayed:
         if difference is not None:
             break
         _apply(progress, event, file.path, number)
+        progress.catch_up()
         rankings.note()
     kinds = [event["event"] for event in file.events]
     return Replayed(
@@ -95,6 +96,7 @@ def restore(file: LogFile, pool: Any = None) -> Restored:
     progress, deadline_ms = _opened(file, pool)
     for number, event in _events(file):
         _apply(progress, event, file.path, number)
+    progress.catch_up()
     choices = [event for event in file.events if event["event"] == "choice"]
     for event in file.events:
         if event["event"] == "overrun":

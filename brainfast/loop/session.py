@@ -48,9 +48,10 @@ class Session:
     tells what is learnt of it); of `Candidates`, `engine` is what their features are of, or give a
     `FoldedObjective`. Of a list of several, every measurement teaches the models of all, and `next`
     serves them in turn
-    deadline_ms: of `next`; strategy, kappa, repeats, seed, fallback, exclude, model_share: see
-    `Options`; ceiling [V]: noise ceilings of single trials as fractions, which set the noise;
-    without them it is estimated from what is told; components: see `Design.build`
+    deadline_ms: of `next`; strategy, kappa, repeats, seed, fallback, exclude, model_share, balance,
+    min_distance: see `Options`
+    ceiling [V]: noise ceilings of single trials as fractions, which set the noise; without them it
+    is estimated from what is told; components: see `build_design`
     log: a new JSONL file; one line an event, and `<log>.design.safetensors` beside it
 
     The order of all candidates is computed ahead, on a thread of its own, after each event that
@@ -75,13 +76,18 @@ class Session:
         exclude: Sequence[str] = (),
         ceiling: NDArray[np.floating[Any]] | None = None,  # [V]
         model_share: float = 0.5,
+        balance: bool = False,
+        min_distance: float = 0.0,
         components: int = MAX_COLUMNS - 2,
         log: str | Path | None = None,
         clock: Clock | None = None,
     ) -> None:
         candidates = as_candidates(pool)
         goals = folded(objective, candidates, engine)
-        options = Options(strategy, kappa, repeats, seed, fallback, tuple(exclude), model_share)
+        excluded = tuple(exclude)
+        options = Options(
+            strategy, kappa, repeats, seed, fallback, excluded, model_share, balance, min_distance
+        )
         options.check(check_candidates(candidates))
         deadline_ms = as_number("deadline_ms", deadline_ms, float)
         if not 0 < deadline_ms < 1e6:
@@ -93,6 +99,8 @@ class Session:
             ceiling=ceiling,
             model_share=options.model_share,
             seed=options.seed,
+            balance=options.balance,
+            distances=options.min_distance > 0,
         )
         self._start(Progress(design, options), deadline_ms, clock or SystemClock())
         self._space = Space(goals[0].space_hash, goals[0].subject)
@@ -236,10 +244,10 @@ class Session:
         """Why the latest ranking failed, if it did: choices are stale until one works."""
         return None if self._ranker.error is None else repr(self._ranker.error)
 
-    def allowed(self) -> NDArray[np.bool_]:
-        """Which candidates may be shown next [N]."""
+    def allowed(self, objective: str | None = None) -> NDArray[np.bool_]:
+        """Which candidates `next` may choose [N], for an objective or the one whose turn it is."""
         with self._condition:
-            return self._progress.allowed()
+            return self._progress.available.all(self._number(objective))
 
     @property
     def outstanding(self) -> tuple[Choice, ...]:

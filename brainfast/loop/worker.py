@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from .availability import Spacing
 from .clock import Clock
 from .progress import Progress, Trial
 from .ranking import Ranking, rank
@@ -68,11 +69,16 @@ class Ranker:
     def _run(self) -> None:
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._stopping or not self.is_settled())
+                self._condition.wait_for(self._has_work)
                 if self._stopping:
                     return
+                spacing = self._progress.available.spacing
+                pending = spacing.pending() if spacing is not None else []
                 objective = self._due()
                 version, trials = self._progress.version, tuple(self._progress.trials)
+            if spacing is not None and pending:
+                self._count(spacing, pending[0])
+                continue
             start = self._clock.monotonic()
             ranking, error = self._rank(objective, trials, version)
             self._record("rank", self._clock.monotonic() - start)
@@ -80,6 +86,17 @@ class Ranker:
                 self._tried[objective], self.errors[objective] = version, error
                 self.rankings[objective] = ranking or self.rankings[objective]
                 self._condition.notify_all()
+
+    def _has_work(self) -> bool:
+        spacing = self._progress.available.spacing
+        uncounted = spacing is not None and bool(spacing.pending())
+        return self._stopping or uncounted or not self.is_settled()
+
+    def _count(self, spacing: Spacing, row: int) -> None:
+        """Note who lies near an image that was shown, which takes milliseconds of a large pool."""
+        near = spacing.near(row)
+        with self._condition:
+            spacing.count(row, near)
 
     def _due(self) -> int:
         """The objective that waits longest for a ranking; of several, the next to be served."""
