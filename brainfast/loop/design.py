@@ -73,11 +73,8 @@ class ObjectiveModel:
         mean: the score, to float32 rounding. model_share: share of the explainable variance of the
         objective that the model explains, so that its error over the pool has variance
         spread^2 (1 - share) / share. Three quarters of that are linear in the components, the rest
-        is each image's own, which counts as noise of its trials. The gain is believed to half of
+        is each image's own (`belief.Belief`). The gain is believed to half of
         itself, the offset to a standard deviation of the score.
-
-        An image's own error is the same in all of its trials, but counts here as independent noise
-        of each: repeats of an image make the posterior more certain than they should.
         """
         d = self.z.shape[1]
         scale = self.spread or 1.0
@@ -86,8 +83,8 @@ class ObjectiveModel:
         error = scale**2 * (1.0 - model_share) / model_share
         variance = np.full(d, (1.0 - OWN_SHARE) * error)
         variance[:2] = scale**2, (GAIN_SD * scale) ** 2
-        noise = self.noise + OWN_SHARE * error
-        return Prior(mean, variance, noise, slice(2, d), self.adapt)
+        own = OWN_SHARE * error
+        return Prior(mean, variance, self.noise + own, slice(2, d), self.adapt, own)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,8 @@ class Prior:
     """theta ~ N(mean, diag(variance)),  response = z . theta + N(0, noise * its relative noise).
 
     mean, variance [d] float64; error: columns whose variance is the model's error. adapt: whether
-    `noise` and the variance of the error columns are corrected by the data (empirical Bayes).
+    `noise` and the variance of the error columns are corrected by the data (empirical Bayes). own:
+    the part of `noise` that an image has in all of its trials alike, see `belief.Belief`.
     """
 
     mean: Floats  # [d]
@@ -38,6 +39,7 @@ class Prior:
     noise: float
     error: slice
     adapt: bool
+    own: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +83,8 @@ def fit(
     z: Floats,  # [n,d]
     response: Floats,  # [n]
     relative_noise: Floats,  # [n]
+    scatter: float = 0.0,
+    spare: int = 0,
 ) -> Posterior:
     """The posterior after n measurements, in closed form.
 
@@ -88,7 +92,9 @@ def fit(
     mean = prior mean + precision^-1 sum_i z_i (response_i - z_i . prior mean) / noise_i
 
     It is computed anew from all measurements, so the way there leaves no trace in it: sort them,
-    and the order in which they arrived has none either. Source: Bishop, Pattern Recognition and
+    and the order in which they arrived has none either. scatter, spare: sum of squares, in units of
+    `noise`, and number of further residuals that theta does not enter: they tell the noise where
+    the data are to correct it. Source: Bishop, Pattern Recognition and
     Machine Learning, section 3.3.
     """
     weight = 1.0 / np.sqrt(relative_noise)
@@ -97,14 +103,23 @@ def fit(
     gram = np.einsum("ni,nj->ij", scaled, scaled)
     pull = np.einsum("nd,n->d", scaled, surprise)
     if prior.adapt and len(z):
-        prior = _adapted(prior, gram, pull, float(np.einsum("n,n->", surprise, surprise)), len(z))
+        square = float(np.einsum("n,n->", surprise, surprise)) + scatter
+        prior = _adapted(prior, gram, pull, square, len(z) + spare)
     return _condition(prior, gram, pull)
 
 
-def narrowed(posterior: Posterior, z: Floats) -> Posterior:  # [n,d]
-    """The same mean, with the certainty that n further measurements at `z` will bring."""
+def narrowed(
+    posterior: Posterior,
+    z: Floats,  # [n,d]
+    gain: Floats,  # [n]
+) -> Posterior:
+    """The same mean, with the certainty that n further measurements at `z` will bring.
+
+    gain: precision of each, over that of the posterior's noise
+    """
     factor = np.tril(posterior.factor)
     precision = np.einsum("ik,jk->ij", factor, factor)
+    z = z * np.sqrt(gain)[:, None]
     precision += np.einsum("ni,nj->ij", z, z) / posterior.noise
     lower, _ = cho_factor(precision, lower=True)
     return replace(posterior, factor=np.tril(lower))

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from ..errors import BrainfastError
 from .availability import Availability, Tier, blocks
+from .belief import Belief, Told, believe
 from .design import Design
 from .options import RANDOM_FALLBACK, Options
-from .posterior import Posterior, Prior, fit, narrowed
+from .posterior import Prior
 from .progress import Progress, Trial
 
 Floats = NDArray[np.float64]
@@ -29,15 +30,15 @@ _RANKING, _FALLBACK = 0, 1  # streams of random numbers
 class Ranking:
     """All candidates in order of value: what the strategy wants most, lowest row first in ties.
 
-    posterior, digest: from the trials told; mean [N]: the response that it expects. version: of the
-    progress that this ranking is of.
+    belief: from the trials told; digest: of its posterior; mean [N]: the responses that it expects.
+    version: of the progress that this ranking is of.
     """
 
     version: int
     values: Floats  # [N]
     order: NDArray[np.int64]  # [N]
     mean: Floats  # [N]
-    posterior: Posterior
+    belief: Belief
     digest: str
 
 
@@ -63,39 +64,39 @@ def rank(
 ) -> Ranking:
     """Values of all candidates for an objective, after some trials, whatever they were chosen for.
 
-    greedy: E;  ucb: E + kappa sd;  thompson: z . theta, theta drawn from the posterior;
-    explore: sd^2, the largest gain of log det (1 + sd^2 / noise), D-optimal;  random: uniform.
-    E, sd: mean and standard deviation of a candidate's expected response. For ucb and explore, sd
+    greedy: E;  ucb: E + kappa sd;  thompson: E of a theta drawn from the posterior;  explore: the
+    largest gain of log det, log (1 + g sd^2 / noise), where a further trial of an image that was
+    measured before brings less (g < 1), D-optimal;  random: uniform. E, sd: mean and standard
+    deviation of a candidate's expected response, see `Belief`. For ucb and explore, sd
     counts choices that are still outstanding as measured, so that several of them do not all ask
     the same question (Desautels et al. 2014, GP-BUCB).
     """
     model = design.models[objective]
-    z = model.z
-    told = [trial for trial in trials if trial.measurements]
-    rows = [trial.row for trial in told]
-    known = [trial.measurements[objective] for trial in told]
-    posterior = fit(
-        prior,
-        z[rows],
-        np.array([measurement.response for measurement in known]),
-        np.array([measurement.relative_noise for measurement in known]) * model.noisiness[rows],
-    )
-    mean = posterior.mean_of(z)
+    z, noisiness = model.z, model.noisiness
+    told = [
+        Told(trial.row, trial.measurements[objective], float(noisiness[trial.row]))
+        for trial in trials
+        if trial.measurements
+    ]
+    belief = believe(prior, z, noisiness, told)
+    mean = belief.mean_of(z)
     values = mean
     random = np.random.default_rng([options.seed, _RANKING, len(trials), objective])
     if options.strategy == "random":
         values = random.random(len(design))
     elif options.strategy == "thompson":
         normal: Floats = random.standard_normal((z.shape[1],))
-        theta = posterior.draw(normal)
-        values = np.asarray(np.einsum("nd,d->n", z, theta))
+        theta = belief.posterior.draw(normal)
+        values = belief.expected(np.asarray(np.einsum("nd,d->n", z, theta)))
     elif options.strategy in ("ucb", "explore"):
         waiting = [trial.row for trial in trials if trial.status == "outstanding"]
-        variance = narrowed(posterior, z[waiting]).variance_of(z)
-        explore = options.strategy == "explore"
-        values = variance if explore else mean + options.kappa * np.sqrt(variance)
+        after = belief.awaiting(z, waiting)
+        if options.strategy == "explore":
+            values = after.variance_of(z) * belief.gains()
+        else:
+            values = mean + options.kappa * np.sqrt(belief.variance_of(z, after))
     order = np.argsort(-values, kind="stable")
-    return Ranking(version, values, order, mean, posterior, posterior.digest())
+    return Ranking(version, values, order, mean, belief, belief.posterior.digest())
 
 
 def decide(progress: Progress, objective: int, ranking: Ranking | None, source: Source) -> Decision:
@@ -111,13 +112,11 @@ def decide(progress: Progress, objective: int, ranking: Ranking | None, source: 
     tier, place = found
     row = int(ranking.order[place])
     model = progress.design.models[objective]
-    variance = float(ranking.posterior.variance_of(model.z[row : row + 1])[0])
-    noise = ranking.posterior.noise * model.noisiness[row]
     return Decision(
         row=row,
         score=float(ranking.mean[row]),
         value=float(ranking.values[row]),
-        uncertainty=float(np.sqrt(variance + noise)),
+        uncertainty=float(np.sqrt(ranking.belief.variance_of_next(model.z, row))),
         ties=_ties(progress.available, tier, ranking, place),
         posterior=ranking.digest,
     )

@@ -276,7 +276,7 @@ class Session:
             ranking = self._ranker.rankings[number]
         if ranking is None:
             raise BrainfastError("session", expected="a first ranking", got="none yet")
-        variance = ranking.posterior.variance_of(self._progress.design.models[number].z)
+        variance = ranking.belief.variance_of(self._progress.design.models[number].z)
         return ranking.mean, np.sqrt(variance)
 
     def wait(self, seconds: float = READY_S) -> bool:

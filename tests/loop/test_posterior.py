@@ -113,7 +113,7 @@ def test_narrowed_is_the_certainty_of_more_measurements() -> None:
             for p in ((z, more), (response, more @ before.mean), (relative, np.ones(3)))
         ),
     )
-    found = narrowed(before, more)
+    found = narrowed(before, more, np.ones(3))
     np.testing.assert_allclose(covariance(found), covariance(after), rtol=1e-9, atol=1e-11)
     np.testing.assert_allclose(after.mean, before.mean, atol=1e-10)
 

@@ -1,0 +1,192 @@
+"""Repeated trials of an image, against a joint Gaussian of everything with its full covariance."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import multivariate_normal
+
+from brainfast.loop.belief import Belief, Told, believe, row_means
+from brainfast.loop.measured import Measurement
+from brainfast.loop.posterior import Prior
+from loop_world import V, betas, session
+
+N, D = 9, 4
+OWN, TRIAL = 0.6, 0.9
+
+
+def prior(seed: int = 0) -> Prior:
+    random = np.random.default_rng([seed, 1])
+    variance = random.uniform(0.2, 2.0, D)
+    return Prior(random.standard_normal(D), variance, OWN + TRIAL, slice(2, D), False, OWN)
+
+
+def trials(seed: int, count: int) -> list[Told]:
+    """Of few rows, so that most are repeated; of different noise."""
+    random = np.random.default_rng([seed, 2])
+    return [
+        Told(
+            int(random.integers(0, 5)),
+            Measurement(float(random.standard_normal()), float(random.uniform(0.5, 2))),
+            1.0,
+        )
+        for _ in range(count)
+    ]
+
+
+Z = np.random.default_rng(9).standard_normal((N, D))
+
+
+class Joint:
+    """theta, the own errors of all images and a trial of each, given the trials told."""
+
+    def __init__(self, told: list[Told], noisiness: np.ndarray, own: float, trial: float) -> None:
+        known, rows = prior(), [one.row for one in told]
+        self.mean = np.concatenate([known.mean, np.zeros(N)])
+        self.covariance = np.diag(np.concatenate([known.variance, np.full(N, own)]))
+        self.read = np.hstack([Z, np.eye(N)])  # of an image's noiseless response
+        self.trial, self.noisiness = trial, noisiness
+        for one, row in zip(told, rows, strict=True):
+            relative = one.measurement.relative_noise * one.noisiness
+            self.add(row, one.measurement.response, relative)
+
+    def add(self, row: int, response: float, relative: float) -> None:
+        """Condition on one trial, by the textbook."""
+        read = self.read[row]
+        total = read @ self.covariance @ read + self.trial * relative
+        gain = self.covariance @ read / total
+        self.mean = self.mean + gain * (response - read @ self.mean)
+        self.covariance = self.covariance - np.outer(gain, read @ self.covariance)
+
+    @property
+    def theta(self) -> np.ndarray:
+        return self.covariance[:D, :D]
+
+
+def covariance(found: Any) -> np.ndarray:
+    return np.linalg.inv(found.factor @ found.factor.T)
+
+
+@given(seed=st.integers(0, 1000), count=st.integers(0, 14))
+def test_belief_is_that_of_the_full_covariance(seed: int, count: int) -> None:
+    told, noisiness = trials(seed, count), np.ones(N)
+    found, joint = believe(prior(), Z, noisiness, told), Joint(told, noisiness, OWN, TRIAL)
+    np.testing.assert_allclose(found.posterior.mean, joint.mean[:D], atol=1e-10)
+    np.testing.assert_allclose(covariance(found.posterior), joint.theta, atol=1e-10)
+    np.testing.assert_allclose(found.mean_of(Z), joint.read @ joint.mean, atol=1e-10)
+    for row in range(N):
+        response = joint.read[row] @ joint.covariance @ joint.read[row]
+        assert found.variance_of_next(Z, row) == pytest.approx(response + TRIAL)
+
+
+def test_the_covariance_of_scipy_agrees() -> None:
+    """All trials at once: rows of one image share their own error."""
+    told = trials(3, 12)
+    rows = np.array([one.row for one in told])
+    known, relative = prior(), np.array([one.measurement.relative_noise for one in told])
+    same = OWN * (rows[:, None] == rows)
+    spread = Z[rows] @ np.diag(known.variance) @ Z[rows].T + same + TRIAL * np.diag(relative)
+    response = np.array([one.measurement.response for one in told])
+    cross = np.diag(known.variance) @ Z[rows].T
+    mean = known.mean + cross @ np.linalg.solve(spread, response - Z[rows] @ known.mean)
+    found = believe(known, Z, np.ones(N), told)
+    np.testing.assert_allclose(found.posterior.mean, mean, atol=1e-10)
+    dense = np.diag(known.variance) - cross @ np.linalg.solve(spread, cross.T)
+    np.testing.assert_allclose(covariance(found.posterior), dense, atol=1e-10)
+
+
+def test_trials_of_one_image_do_not_make_it_certain() -> None:
+    """Of theta they tell no more than a noiseless trial would, however many there are."""
+    many = [Told(2, Measurement(1.0, 1.0), 1.0)] * 400
+    found = believe(prior(), Z, np.ones(N), many)
+    once = Joint([], np.ones(N), OWN, TRIAL)
+    once.add(2, 1.0, 0.0)
+    np.testing.assert_allclose(covariance(found.posterior), once.theta, rtol=0.01)
+    assert found.variance_of_next(Z, 2) == pytest.approx(TRIAL, rel=0.01)
+    assert found.mean_of(Z)[2] == pytest.approx(1.0, abs=0.01)
+
+
+def test_evidence_is_that_of_all_trials() -> None:
+    """The corrected noise is where the density of the trials themselves is largest."""
+    random = np.random.default_rng(4)
+    rows = np.repeat(np.arange(N), 4)
+    errors = 0.4 * random.standard_normal(N)
+    response = Z[rows] @ np.ones(D) + errors[rows] + 0.35 * random.standard_normal(len(rows))
+    relative = random.uniform(0.5, 2.0, len(rows))
+    told = [
+        Told(int(row), Measurement(float(value), float(noise)), 1.0)
+        for row, value, noise in zip(rows, response, relative, strict=True)
+    ]
+    known, best, chosen = prior(), -np.inf, 0.0
+    for error in np.linspace(-2, 1, 13):
+        for noise in np.linspace(-1, 1, 17):
+            variance = known.variance.copy()
+            variance[known.error] *= 10.0**error
+            same = OWN * (rows[:, None] == rows) + TRIAL * np.diag(relative)
+            spread = Z[rows] @ np.diag(variance) @ Z[rows].T + 10.0**noise * same
+            density = multivariate_normal.logpdf(response, Z[rows] @ known.mean, spread)
+            density -= 0.5 * ((error / 0.5) ** 2 + (noise / 0.3) ** 2)
+            if density > best:
+                best, chosen = density, 10.0**noise
+    found = believe(replace(known, adapt=True), Z, np.ones(N), told)
+    assert found.trial == pytest.approx(TRIAL * chosen, rel=1e-12)
+    assert found.own == pytest.approx(OWN * chosen, rel=1e-12)
+    assert chosen < 0.5, "the data are quieter than was thought"
+
+
+def test_gains_are_those_of_one_more_trial() -> None:
+    noisiness = np.linspace(0.5, 2.0, N)
+    told = [one._replace(noisiness=float(noisiness[one.row])) for one in trials(5, 8)]
+    found, joint = believe(prior(), Z, noisiness, told), Joint(told, noisiness, OWN, TRIAL)
+    before = np.linalg.slogdet(joint.theta)[1]
+    variance = found.posterior.variance_of(Z)
+    gained = np.log1p(variance * found.gains() / found.posterior.noise)
+    for row in range(N):
+        more = Joint(told, noisiness, OWN, TRIAL)
+        more.add(row, 0.0, noisiness[row])
+        assert before - np.linalg.slogdet(more.theta)[1] == pytest.approx(gained[row])
+
+
+def test_trials_that_are_awaited_count_once_an_image_too() -> None:
+    told, waiting = trials(6, 6), [0, 7, 0, 8]
+    found, joint = believe(prior(), Z, np.ones(N), told), Joint(told, np.ones(N), OWN, TRIAL)
+    for row in waiting:
+        joint.add(row, 0.0, 1.0)
+    np.testing.assert_allclose(covariance(found.awaiting(Z, waiting)), joint.theta, atol=1e-10)
+
+
+def test_rows_keep_the_order_of_their_first_trials() -> None:
+    told = [Told(row, Measurement(float(row), 1.0), 1.0) for row in (5, 2, 5, 8)]
+    means = row_means(told)
+    assert means.rows.tolist() == [5, 2, 8]
+    assert means.response.tolist() == [5.0, 2.0, 8.0]
+    assert means.noise.tolist() == [0.5, 1.0, 1.0]
+    assert (means.scatter, means.spare) == (0.0, 1)
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "ucb", "thompson", "explore"])
+def test_a_session_with_repeats_believes_the_same(strategy: Any) -> None:
+    with session(strategy=strategy, repeats=3, ceiling=np.full(V, 0.4)) as running:
+        for _ in range(12):
+            assert running.wait(30)
+            choice = running.next()
+            running.tell(choice, betas(choice))
+        assert running.wait(30)
+        mean, sd = running.expected()
+        model = running._progress.design.models[0]
+        known = model.prior(0.5)
+        told = [Told(trial.row, trial.measurements[0], 1.0) for trial in running._progress.trials]
+        belief: Belief = believe(known, model.z, np.ones(len(model.z)), told)
+        assert np.array_equal(mean, belief.mean_of(model.z))
+        last = running.next()
+        row = int(last.image[-2:])
+        assert last.score == mean[row]
+        assert last.uncertainty == pytest.approx(np.sqrt(belief.variance_of_next(model.z, row)))
+        assert (sd <= np.sqrt(belief.posterior.variance_of(model.z)) + 1e-12).all()
+    if strategy == "greedy":
+        assert len({one.row for one in told}) < len(told)
