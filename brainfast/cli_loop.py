@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,9 +36,13 @@ def rehearse(
     images: Annotated[
         list[Path] | None, typer.Option(help="Candidates: image files, or folders of them.")
     ] = None,
+    pool: Annotated[
+        Path | None, typer.Option(help="Candidates: a pool that was built with MODEL.")
+    ] = None,
     demo: Annotated[
-        bool, typer.Option("--demo", help="A made-up model and 2,000 made-up images: seconds.")
+        bool, typer.Option("--demo", help="A made-up model and made-up images.")
     ] = False,
+    candidates: Annotated[int, typer.Option(min=1, help="How many, of --demo.")] = 2000,
     objective: Annotated[
         str, typer.Option(help="Regions, e.g. 'FFA - PPA' or 'mean(V1v) + 0.5*EBA'.")
     ] = "FFA - PPA",
@@ -50,6 +53,12 @@ def rehearse(
     strategy: Annotated[StrategyName, typer.Option(help="Of choosing.")] = StrategyName.greedy,
     kappa: Annotated[float, typer.Option(min=0, help="Standard deviations that ucb adds.")] = 1.0,
     repeats: Annotated[int, typer.Option(min=1, help="Trials of an image at most.")] = 1,
+    balance: Annotated[
+        bool, typer.Option("--balance", help="Serve the pool's categories equally.")
+    ] = False,
+    min_distance: Annotated[
+        float, typer.Option(min=0, help="Between two images, in the pool's components.")
+    ] = 0.0,
     deadline_ms: Annotated[float, typer.Option(help="Of every choice.")] = 20.0,
     trials: Annotated[int, typer.Option(min=1)] = 100,
     interval_s: Annotated[float, typer.Option(help="Between two onsets.")] = 4.0,
@@ -60,23 +69,19 @@ def rehearse(
         float, typer.Option(min=0, help="Of the model, over the spread of its predictions.")
     ] = 1.0,
     speed: Annotated[
-        float, typer.Option(help="1 is the scanner's pace, inf does not wait for it.")
-    ] = math.inf,
+        float, typer.Option(help="1 is the scanner's pace, inf waits for nothing but results.")
+    ] = 20.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     log: Annotated[Path | None, typer.Option(help="JSONL log to write, a new file.")] = None,
     out: Annotated[Path | None, typer.Option(help="PNG to draw.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a session against a simulated subject: regret, lateness, and the time of every stage."""
-    if demo == (model is not None) or (model is None) == bool(images):
-        given = {"MODEL": model is not None, "--images": bool(images), "--demo": demo}
-        got = " and ".join(name for name, there in given.items() if there) or "neither"
-        raise BrainfastError("rehearse", expected="MODEL and --images, or --demo", got=got)
+    _check_sources(model, images, pool, demo)
     for path in filter(None, (log, out)):
         check_writable(path.resolve().parent)
     from .loop import Session
     from .loop.clock import check_speed
-    from .loop.made_up import CANDIDATES, made_up_world
     from .loop.rehearse import Schedule, check_enough, rehearse
     from .loop.subject import SimulatedSubject
 
@@ -84,11 +89,15 @@ def rehearse(
     schedule.check()
     check_speed(speed)
     paths = image_paths(images or []) if images else []
-    check_enough(schedule, CANDIDATES if model is None else len(paths), repeats)
+    if pool is None:
+        check_enough(schedule, candidates if model is None else len(paths), repeats)
     if model is None:
-        world = made_up_world(objective, seed=seed)
+        from .loop.made_up import made_up_world
+
+        world = made_up_world(objective, candidates=candidates, seed=seed)
     else:
-        world = _world(model, paths, objective, subject, ncsnr)
+        world = _world(model, paths, pool, objective, subject, ncsnr)
+        check_enough(schedule, len(world.pool), repeats)
     person = SimulatedSubject(world, model_error=model_error, seed=seed)
     with Session(
         world.pool,
@@ -98,10 +107,12 @@ def rehearse(
         kappa=kappa,
         repeats=repeats,
         seed=seed,
+        balance=balance,
+        min_distance=min_distance,
         ceiling=world.ceiling,
         log=log,
     ) as session:
-        run = rehearse(session, person, schedule, speed=speed, seed=seed)
+        run = rehearse(session, person, schedule, speed=speed, seed=seed, progress=not as_json)
     if out is not None:
         from .loop.rehearsal_plot import plot
 
@@ -134,12 +145,37 @@ def replay(
         )
 
 
+def _check_sources(
+    model: Path | None, images: list[Path] | None, pool: Path | None, demo: bool
+) -> None:
+    given = {
+        "MODEL": model is not None,
+        "--images": bool(images),
+        "--pool": pool is not None,
+        "--demo": demo,
+    }
+    named = [name for name, there in given.items() if there]
+    if named not in (["MODEL", "--images"], ["MODEL", "--pool"], ["--demo"]):
+        raise BrainfastError(
+            "rehearse",
+            expected="MODEL and --images, MODEL and --pool, or --demo",
+            got=" and ".join(named) or "none of them",
+        )
+
+
 def _world(
-    model: Path, paths: list[Path], objective: str, subject: str | None, ncsnr: Path | None
+    model: Path,
+    paths: list[Path],
+    pool: Path | None,
+    objective: str,
+    subject: str | None,
+    ncsnr: Path | None,
 ) -> World:
     from .card import Card
     from .engine import Engine
-    from .loop.subject import model_world
+    from .loop.folding import PoolCandidates
+    from .loop.subject import images_of, model_world
+    from .pool import Pool
 
     card = Card.read(model)
     check_sole(card, subject)
@@ -149,7 +185,9 @@ def _world(
         from .data.ceilings import read_ceiling
 
         ceiling, _, _ = read_ceiling(ncsnr, engine.space, ncsnr, (1, 0, 0))
-    return model_world(engine, paths, objective, ceiling)
+    if pool is None:
+        return model_world(engine, images_of(engine, paths), objective, ceiling)
+    return model_world(engine, PoolCandidates(Pool.open(pool, engine)), objective, ceiling)
 
 
 def _lines(run: Rehearsed) -> list[str]:

@@ -44,6 +44,7 @@ class PoolCandidates:
         self.model_hash = text_hash(repr(sorted(key.items())))
         self.preprocessing_hash = text_hash(pool.index.key.preprocessing.model_dump_json())
         self.hash = text_hash("\0".join((self.model_hash, images, *self.ids)))
+        self.projected = bool(pool.index.basis)
         self._pool = pool
 
     def __len__(self) -> int:
@@ -75,12 +76,12 @@ def as_candidates(pool: Any) -> Candidates:
     raise BrainfastError("pool", expected="a Pool, or Candidates", got=type(pool).__name__)
 
 
-def fold(objective: Any, engine: Engine) -> FoldedObjective:
-    """One objective, folded onto what the engine's head reads; several are a BrainfastError."""
-    found = _fold(objective, engine)
-    if len(found) > 1:
-        raise BrainfastError("objective", expected="one objective", got=f"{len(found)} of them")
-    return found[0]
+def sole(goals: tuple[Goal, ...]) -> FoldedObjective:
+    """The one weighted objective of them; others are a BrainfastError."""
+    if len(goals) > 1 or not isinstance(goals[0], FoldedObjective):
+        names = ", ".join(goal.name for goal in goals)
+        raise BrainfastError("objective", expected="one objective of weights", got=names)
+    return goals[0]
 
 
 def folded(objective: Any, pool: Candidates, engine: Engine | None) -> tuple[Goal, ...]:

@@ -7,7 +7,7 @@ import numpy as np
 from ..objective import Objective
 from ..vertex_space import VertexSpace
 from .candidates import ArrayCandidates, FoldedObjective
-from .subject import World, groups_of
+from .subject import SAMPLE, World, groups_of
 
 REGIONS = ("V1v", "EBA", "FFA-1", "PPA")
 CANDIDATES = 2000
@@ -44,14 +44,14 @@ def made_up_readout(
 ) -> tuple[np.ndarray, np.ndarray]:
     """weight [V,F] and bias [V], float32: a region's preference, and each vertex's own.
 
-    The prediction's variance over the pool is half of the ceiling, its mean 0.
+    The prediction's variance over the pool (its first 2,000) is half of the ceiling, its mean 0.
     """
     random = np.random.default_rng([seed, 1])
     F = features.shape[1]
     weight = 0.7 * random.standard_normal((space.V, F))
     for mask in space.rois.values():
         weight[mask] += random.standard_normal(F)
-    predicted = features @ weight.T
+    predicted = features[:SAMPLE] @ weight.T
     weight *= (np.sqrt(EXPLAINED * ceiling) / predicted.std(axis=0))[:, None]
     return weight.astype(np.float32), (-(features.mean(axis=0) @ weight.T)).astype(np.float32)
 
@@ -68,6 +68,12 @@ def made_up_world(text: str, *, candidates: int = CANDIDATES, seed: int = 0) -> 
     weight, bias = made_up_readout(space, features, ceiling, seed)
     weights = Objective.of(text).weights(space)[0]
     objective = FoldedObjective(text, weights, weights @ weight, float(weights @ bias))
-    ids = [f"made-up-{number:04d}" for number in range(candidates)]
+    digits = len(str(candidates - 1))
+    ids = [f"made-up-{number:0{digits}d}" for number in range(candidates)]
     pool = ArrayCandidates(features, ids, model_hash="made up")
-    return World(pool, objective, features @ weight.T + bias, groups_of(space), ceiling)
+
+    def predict(rows: np.ndarray) -> np.ndarray:
+        response: np.ndarray = features[rows] @ weight.T + bias
+        return response
+
+    return World(pool, objective, predict, groups_of(space), ceiling)

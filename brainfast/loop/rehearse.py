@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
+from tqdm import tqdm
 
 from ..errors import BrainfastError
 from .choice import Choice
@@ -23,6 +24,7 @@ RESPONSE_S = 24.0  # of a haemodynamic response that is looked at
 ENOUGH = 0.95  # of its energy: then a beta can be estimated
 LOST_BELOW = 0.5  # of its energy recorded
 RANDOM_RUNS = 20
+SPEED = 20.0  # times the scanner's pace
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ def double_gamma(seconds: Floats) -> Floats:
 def arrival(onset_s: float, schedule: Schedule, lost: NDArray[np.bool_]) -> Arrival:
     """When the volumes that hold 95 % of a trial's response are there.
 
-    lost: whether each volume of the experiment was dropped; volume k is recorded at k * tr_s
+    lost: whether each volume of the experiment was dropped; volume k shows the response at k * tr_s
+    and is complete a repetition time later, at (k + 1) * tr_s
     """
     volumes = np.arange(len(lost))
     times: Floats = volumes.astype(np.float64) * schedule.tr_s - onset_s
@@ -172,7 +175,7 @@ def arrival(onset_s: float, schedule: Schedule, lost: NDArray[np.bool_]) -> Arri
     last = int(np.searchsorted(running, ENOUGH))
     needed = volumes <= last
     kept = float(energy[needed & ~lost].sum() / energy[needed].sum())
-    return Arrival(last * schedule.tr_s + schedule.processing_s, kept)
+    return Arrival((last + 1) * schedule.tr_s + schedule.processing_s, kept)
 
 
 def rehearse(
@@ -180,14 +183,16 @@ def rehearse(
     subject: SimulatedSubject,
     schedule: Schedule,
     *,
-    speed: float = math.inf,
+    speed: float = SPEED,
     seed: int = 0,
+    progress: bool = False,
 ) -> Rehearsed:
     """Show, measure and tell at the times of the schedule; `session` is left open.
 
-    speed: 1 keeps the scanner's pace, 10 is ten times as fast; inf does not wait at all, but for
-    the ranking, which seconds of a real pace would have been enough for: then a run depends on its
-    seeds alone.
+    speed: 1 keeps the scanner's pace, 20 is twenty times as fast, which leaves the computer a
+    twentieth of the time; inf does not wait at all, but for the ranking, which seconds of a real
+    pace would have been enough for: then a run depends on its seeds alone. progress: a bar on the
+    standard error, where that is a terminal
     """
     schedule.check()
     excluded = len(set(session.options.exclude))
@@ -202,7 +207,8 @@ def rehearse(
     clock, run = ExperimentClock(speed), _Run(session, subject, onsets, coming, random)
     moments = [(float(onset), trial, run.show) for trial, onset in enumerate(onsets)]
     moments += [(there.seconds, trial, run.measure) for trial, there in enumerate(coming)]
-    for moment, trial, act in sorted(moments, key=lambda entry: entry[:2]):
+    moments.sort(key=lambda entry: entry[:2])
+    for moment, trial, act in tqdm(moments, unit="event", disable=None if progress else True):
         clock.sleep_until(moment)
         if math.isinf(speed) and not session.wait():
             raise BrainfastError(
@@ -253,8 +259,7 @@ class _Run:
         """All of it, and what others would have done."""
         options, T = self._session.options, len(self._played)
         world = self._subject.world
-        predicted = world.predicted @ world.objective.weights
-        every = np.repeat(np.argsort(-predicted, kind="stable"), options.repeats)
+        every = np.repeat(np.argsort(-self._subject.predicted, kind="stable"), options.repeats)
         random = np.random.default_rng([seed, 5])
         runs = [random.permutation(every)[:T] for _ in range(RANDOM_RUNS)]
         return Rehearsed(

@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from brainfast import Pool, Session
+from brainfast import Pool, Session, cli_loop
 from brainfast.boundary import explain
+from brainfast.card import Card
 from brainfast.cli import app
+from brainfast.engine import Engine
+from brainfast.loop import read_log
 from loop_world import edited, play, session
 
-DEMO = ("rehearse", "--demo", "--trials", "8")
+DEMO = ("rehearse", "--demo", "--trials", "8", "--speed", "inf")
 
 
 def brainfast(*arguments: object) -> Result:
@@ -40,6 +43,34 @@ def test_demo_prints_regret_and_times_and_writes_what_is_asked(tmp_path: Path) -
     assert again.exit_code == 0
     assert re.search(r"8 choices \(\d late\), 8 told", again.stdout)
     assert "to the last bit" in again.stdout
+
+
+def test_a_model_is_rehearsed_with_its_pool(
+    make_engine: Any, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, log = make_engine("factortopy"), tmp_path / "s.jsonl"
+    Pool.build(engine, candidates, path=tmp_path / "p")
+    monkeypatch.setattr(Engine, "load", lambda *_, **__: engine)
+    monkeypatch.setattr(Card, "read", lambda *_: engine.card)
+    monkeypatch.setattr(cli_loop, "check_sole", lambda *_: None)
+    told = ("--trials", 9, "--speed", "inf", "--balance", "--log", log)
+    run = brainfast("rehearse", "model", "--pool", tmp_path / "p", "--objective", "FFA", *told)
+    assert run.exit_code == 0, run.output
+    assert "FFA, greedy: 9 trials" in run.stdout
+    header, first, *_ = read_log(log).events
+    assert header["V"] == len(engine.space.roi("FFA"))
+    assert (header["candidates"], header["options"]["balance"]) == (13, True)
+    best = Pool.open(tmp_path / "p", engine).top("FFA", 1)["FFA"][0]
+    assert first["image"] == best.name
+    assert "to the last bit" in brainfast("replay", log, "--pool", tmp_path / "p").stdout
+    many = brainfast("rehearse", "model", "--pool", tmp_path / "p", "--trials", 14)
+    assert "at most 13, of 13 candidates" in str(many.exception)
+
+
+def test_a_pace_is_kept_unless_told_otherwise() -> None:
+    """Twenty times the scanner's, so that lateness is told."""
+    run = brainfast("rehearse", "--demo", "--trials", "2", "--interval-s", "0.5")
+    assert re.search(r"\d % late", run.stdout)
 
 
 def test_json_is_the_same_run(tmp_path: Path) -> None:
@@ -68,8 +99,12 @@ def test_a_small_folder_is_told_before_a_log_is_begun(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("rehearse",), "MODEL and --images, or --demo, got neither"),
-        ((*DEMO, "--images", "x"), "MODEL and --images, or --demo, got --images and --demo"),
+        (("rehearse",), "MODEL and --images, MODEL and --pool, or --demo, got none of them"),
+        ((*DEMO, "--images", "x"), "or --demo, got --images and --demo"),
+        (("rehearse", "--pool", "x"), "or --demo, got --pool"),
+        (("rehearse", "m", "--pool", "x", "--images", "y"), "MODEL and --images and --pool"),
+        ((*DEMO, "--candidates", "7"), "at most 7, of 7 candidates"),
+        ((*DEMO, "--balance"), "several categories"),
         (("rehearse", "m", "--demo", "--images", "x"), "got MODEL and --images and --demo"),
         (("rehearse", "--demo", "--trials", "2001"), "at most 2000, of 2000 candidates"),
         ((*DEMO, "--objective", "FFA - XX"), "V1v"),

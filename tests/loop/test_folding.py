@@ -15,9 +15,10 @@ from brainfast.bench.made_up import made_up_head
 from brainfast.errors import BrainfastError
 from brainfast.folded_blobgpt import BlobProjection, FoldedBlobGPT
 from brainfast.loop import ArrayCandidates, replay
-from brainfast.loop.folding import fold
-from brainfast.loop.subject import model_world
+from brainfast.loop.folding import PoolCandidates
+from brainfast.loop.subject import SimulatedSubject, images_of, model_world
 from brainfast.preprocessing import Preprocessing
+from brainfast.target_pattern import TargetPattern
 from brainfast.tokens import Tokens
 from brainfast.vertex_space import VertexSpace
 
@@ -74,22 +75,59 @@ class FakeEngine:
 def test_a_model_of_either_head_becomes_a_world(head: Any) -> None:
     engine: Any = FakeEngine(head())
     names = [str(number) for number in range(IMAGES)]
-    world = model_world(engine, names, "FFA - PPA", batch_size=2)  # type: ignore[arg-type]
+    made = images_of(engine, names, batch_size=2)  # type: ignore[arg-type]
+    ceiling = np.linspace(0.1, 0.5, V)
+    world = model_world(engine, made, "FFA - PPA", ceiling)
     goal = world.objective
-    scores = world.pool.values @ goal.template + goal.offset
-    ffa, ppa = world.predicted[:, :4].mean(axis=1), world.predicted[:, 9:].mean(axis=1)
+    scores = made.values @ goal.template + goal.offset
+    response = engine.head.run(engine.tokens(names, batch_size=5))
+    own = np.r_[:4, 9:V]  # the objective's vertices, and no others
+    predicted = world.predict(np.arange(IMAGES))
+    np.testing.assert_allclose(predicted, response[:, own], atol=1e-5)
+    np.testing.assert_array_equal(world.ceiling, ceiling[own])
+    ffa, ppa = predicted[:, :4].mean(axis=1), predicted[:, 4:].mean(axis=1)
     np.testing.assert_allclose(scores, ffa - ppa, atol=1e-4)
     assert world.pool.ids == tuple(names)
-    assert len(set(world.groups)) == 3
+    assert world.groups.tolist() == [world.groups[0]] * 4 + [world.groups[4]] * 3
+    assert world.groups[0] != world.groups[4]
     with Session(world.pool, "FFA - PPA", engine=engine, deadline_ms=60_000) as session:
         choice = session.next()
     assert choice.image == names[int(np.argmax(scores))]
     assert choice.score == pytest.approx(scores.max(), abs=1e-4)
 
 
-def test_several_objectives_are_refused() -> None:
-    with pytest.raises(BrainfastError, match="one objective"):
-        fold(["FFA", "PPA"], FakeEngine(blobgpt()))  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "objective", [["FFA", "PPA"], TargetPattern(np.arange(V)), [TargetPattern(np.arange(V))]]
+)
+def test_a_world_has_one_objective_of_weights(objective: Any) -> None:
+    engine: Any = FakeEngine(blobgpt())
+    made = images_of(engine, ["1", "2"])  # type: ignore[list-item]
+    with pytest.raises(BrainfastError, match="one objective of weights"):
+        model_world(engine, made, objective)
+
+
+@pytest.mark.parametrize("kind", ["factortopy", "blobgpt"])
+def test_a_pool_becomes_a_world(
+    make_engine: Any, candidates: Path, tmp_path: Path, kind: str
+) -> None:
+    engine = make_engine(kind)
+    made = Pool.build(engine, candidates, path=tmp_path / "p", dtype="fp32")
+    made.remove([made.names[2]])
+    world = model_world(engine, PoolCandidates(made), "FFA")
+    subject = SimulatedSubject(world, model_error=0.0)
+    scores = made.score("FFA")[:, 0]
+    np.testing.assert_allclose(subject.objective, scores[np.isfinite(scores)], rtol=1e-4, atol=1e-5)
+    vertices = engine.space.roi("FFA")
+    assert world.objective.V == len(vertices) == world.predict(np.array([0])).shape[1]
+    row = world.predict(np.array([3]))[0]
+    assert row.mean() == pytest.approx(subject.objective[3], rel=1e-4)
+
+
+def test_a_pool_of_scores_becomes_none(make_engine: Any, candidates: Path, tmp_path: Path) -> None:
+    engine = make_engine("blobgpt")
+    made = Pool.build(engine, candidates, path=tmp_path / "p", project=["FFA"])
+    with pytest.raises(BrainfastError, match="one of all features"):
+        model_world(engine, PoolCandidates(made), "FFA")
 
 
 @pytest.mark.parametrize("kind", ["factortopy", "blobgpt"])

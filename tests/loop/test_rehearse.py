@@ -34,6 +34,10 @@ def world() -> World:
     return made_up_world("FFA - PPA", candidates=300, seed=1)
 
 
+def predicted(world: World) -> np.ndarray:
+    return world.predict(np.arange(len(world.pool)))
+
+
 def run(world: World, schedule: Schedule = SCHEDULE, speed: float = math.inf, **options: Any):
     subject = SimulatedSubject(world, seed=1)
     with Session(world.pool, world.objective, ceiling=world.ceiling, **options) as session:
@@ -41,10 +45,12 @@ def run(world: World, schedule: Schedule = SCHEDULE, speed: float = math.inf, **
 
 
 def test_template_of_the_made_up_world_scores_its_predictions(world: World) -> None:
-    scores = world.pool.values @ world.objective.template + world.objective.offset
-    np.testing.assert_allclose(scores, world.predicted @ world.objective.weights, atol=1e-5)
+    features = world.pool.features(np.arange(len(world.pool)))
+    scores = features @ world.objective.template + world.objective.offset
+    np.testing.assert_allclose(scores, predicted(world) @ world.objective.weights, atol=1e-5)
+    np.testing.assert_allclose(SimulatedSubject(world).predicted, scores, atol=1e-5)
     np.testing.assert_allclose(
-        world.predicted.var(axis=0), 0.5 * np.asarray(world.ceiling), rtol=1e-3
+        predicted(world).var(axis=0), 0.5 * np.asarray(world.ceiling), rtol=1e-3
     )
 
 
@@ -52,9 +58,9 @@ def test_a_subject_without_error_is_the_model_and_noise(world: World) -> None:
     subject = SimulatedSubject(world, model_error=0.0)
     random = np.random.default_rng(0)
     trials = np.stack([subject.measure(4, random) for _ in range(4000)])
-    np.testing.assert_allclose(trials.mean(axis=0), world.predicted[4], atol=0.07)
+    np.testing.assert_allclose(trials.mean(axis=0), predicted(world)[4], atol=0.07)
     np.testing.assert_allclose(trials.var(axis=0), 1 - np.asarray(world.ceiling), rtol=0.12)
-    noise = np.corrcoef((trials - world.predicted[4]).T)
+    noise = np.corrcoef((trials - predicted(world)[4]).T)
     same = world.groups[:, None] == world.groups
     np.fill_diagonal(same, False)
     assert noise[same].mean() == pytest.approx(0.2, abs=0.02)
@@ -64,9 +70,9 @@ def test_a_subject_without_error_is_the_model_and_noise(world: World) -> None:
 def test_model_error_is_as_large_as_asked_for(world: World) -> None:
     subject = SimulatedSubject(world, model_error=0.8, seed=3)
     wrong = subject._factors @ subject._loading
-    ratio = wrong.std(axis=0) / world.predicted.std(axis=0)
+    ratio = wrong.std(axis=0) / predicted(world).std(axis=0)
     assert np.median(ratio) == pytest.approx(0.8, rel=0.15)
-    expected = (world.predicted + wrong) @ world.objective.weights
+    expected = (predicted(world) + wrong) @ world.objective.weights
     np.testing.assert_allclose(subject.objective, expected, atol=1e-5)
 
 
@@ -92,6 +98,10 @@ def test_betas_arrive_with_their_last_volume() -> None:
     coming = arrival(8.0, schedule, lost)
     assert coming.kept == 1.0
     assert 8.0 + 6 < coming.seconds < 8.0 + 12
+    times = np.arange(40) * 1.6 - 8.0
+    energy = double_gamma(times) ** 2 * (times < 24)
+    last = next(k for k in range(40) if energy[: k + 1].sum() >= 0.95 * energy.sum())
+    assert coming.seconds == pytest.approx((last + 1) * 1.6 + 0.5), "a volume takes a repetition"
     assert (coming.seconds - 0.5) / 1.6 == pytest.approx(round((coming.seconds - 0.5) / 1.6))
     lost[8] = True  # 4.8 s after the onset, at the peak
     assert 0.5 < arrival(8.0, schedule, lost).kept < 0.9
@@ -122,7 +132,7 @@ def test_learning_pays_where_the_model_is_wrong() -> None:
         world = made_up_world("FFA - PPA", candidates=300, seed=seed)
         subject = SimulatedSubject(world, model_error=1.5, seed=seed)
         with Session(world.pool, world.objective, ceiling=world.ceiling) as session:
-            found = rehearse(session, subject, Schedule(trials=60), seed=seed)
+            found = rehearse(session, subject, Schedule(trials=60), speed=math.inf, seed=seed)
         gains.append(found.model_regret.mean() - found.regret.mean())
     assert np.mean(gains) > 0.1
 
