@@ -23,6 +23,7 @@ from ..files import file_size
 FORMAT = "brainfast session"
 FORMAT_VERSION = 2
 MAX_LOG_BYTES = 16 << 30
+LOOK_S = 0.05  # between two looks for lines to sync
 
 _SEAL_DIGITS = 16
 _SEAL_BEFORE, _SEAL_AFTER = b',"seal":"', b'"}\n'
@@ -50,9 +51,12 @@ class LogFile:
 
 
 class LogWriter:
-    """Appends lines. A line is with the system when `append` returns; a thread syncs it at once.
+    """Appends lines. A line is with the system when `append` returns; a thread syncs it soon after.
 
-    So a killed process loses none, and a machine that loses power those of the last milliseconds.
+    So a killed process loses none, and a machine that loses power those of the last 50 ms and of
+    the sync. The thread looks by itself and is not woken: on a busy machine whoever wakes another
+    thread may have to wait until that one, and others, have run.
+
     stages: called with "sync" and its seconds.
     """
 
@@ -81,7 +85,7 @@ class LogWriter:
         os.lseek(self._file, self._size, os.SEEK_SET)
         self._condition = threading.Condition()
         self._written = self._synced = 0
-        self._closing = False
+        self._closing = self._hurried = False
         self._error: OSError | None = None
         self._thread = threading.Thread(target=self._sync, name="brainfast-log", daemon=True)
         self._thread.start()
@@ -105,13 +109,13 @@ class LogWriter:
             self._raise_error()
             raise _refused(self.path, error, "free some space and call again") from error
         self._size, self._seal = self._size + len(line), seal
-        with self._condition:
-            self._written += 1
-            self._condition.notify_all()
+        self._written += 1
 
     def flush(self) -> None:
         """Return when every line is on the disk; a disk that fails is a BrainfastError."""
         with self._condition:
+            self._hurried = True
+            self._condition.notify_all()
             self._condition.wait_for(lambda: self._synced == self._written or self._error)
         self._raise_error()
 
@@ -142,10 +146,13 @@ class LogWriter:
     def _sync(self) -> None:
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._closing or self._written > self._synced)
-                upto = self._written
-                if upto == self._synced:
+                self._condition.wait_for(lambda: self._closing or self._hurried, LOOK_S)
+                self._hurried = False
+                closing, upto = self._closing, self._written
+            if upto == self._synced:
+                if closing:
                     return
+                continue
             start = self._clock()
             try:
                 os.fsync(self._file)

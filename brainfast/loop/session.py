@@ -173,7 +173,8 @@ class Session:
             self._progress.choose(decision.row, number)
             self._choices.append(choice)
             choice = self._overrun(choice, start)
-            self._condition.notify_all()
+            if self._ranker.has_work():
+                self._condition.notify_all()
         self._record("choose", self._clock.monotonic() - start)
         return choice
 

@@ -69,7 +69,7 @@ class Ranker:
     def _run(self) -> None:
         while True:
             with self._condition:
-                self._condition.wait_for(self._has_work)
+                self._condition.wait_for(self.has_work)
                 if self._stopping:
                     return
                 spacing = self._progress.available.spacing
@@ -87,7 +87,8 @@ class Ranker:
                 self.rankings[objective] = ranking or self.rankings[objective]
                 self._condition.notify_all()
 
-    def _has_work(self) -> bool:
+    def has_work(self) -> bool:
+        """Whether the thread has a reason to wake; ask likewise."""
         spacing = self._progress.available.spacing
         uncounted = spacing is not None and bool(spacing.pending())
         return self._stopping or uncounted or not self.is_settled()

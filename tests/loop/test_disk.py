@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,21 @@ def fail(*_: Any) -> None:
 
 def writer(path: Path) -> LogWriter:
     return LogWriter(path, None, lambda *_: None, lambda: 0.0)
+
+
+def test_a_line_wakes_nobody_and_is_synced_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waking a thread may cost the caller its turn on a busy processor."""
+    log, synced = writer(tmp_path / "l"), threading.Event()
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (fsync(file), synced.set()))
+    with monkeypatch.context() as patch:
+        patch.setattr(log._condition, "notify_all", fail)
+        patch.setattr(log._condition, "notify", fail)
+        log.append({"event": "session"})
+    assert synced.wait(30)
+    log.close()
 
 
 @pytest.mark.parametrize("end", ["flush", "close"])
