@@ -1,0 +1,88 @@
+"""Images as requests bring them: checked before they are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from ..images import as_images
+from .limits import Limits
+from .refusal import Refusal
+
+Pixels: TypeAlias = NDArray[np.uint8]
+Image: TypeAlias = bytes | Pixels
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+
+def check_count(images: Sequence[Image], limits: Limits) -> None:
+    """Refuse none at all, too many, and too many bytes."""
+    if isinstance(images, bytes | str) or not isinstance(images, Sequence | np.ndarray):
+        raise _invalid("images", "a list of files or of uint8 [H,W,3]", type(images).__name__)
+    if len(images) == 0:
+        raise _invalid("images", "at least one image", "none")
+    if len(images) > limits.images:
+        raise Refusal(
+            "too_large",
+            "images",
+            expected=f"at most {limits.images} in a request",
+            got=str(len(images)),
+            remedy="ask for a part of them at a time",
+        )
+    size = sum(image.nbytes if isinstance(image, np.ndarray) else len(image) for image in images)
+    if size > limits.request_bytes:
+        raise Refusal(
+            "too_large",
+            "images",
+            expected=f"at most {limits.request_bytes} bytes in a request",
+            got=str(size),
+            remedy="ask for a part of them at a time, or scale them down",
+        )
+
+
+def decoded(images: Sequence[Image], limits: Limits) -> list[Pixels]:
+    """Files and arrays as uint8 [H,W,3] each, by the rules of `brainfast.images.as_images`.
+
+    All headers are looked at before the first file is decoded, and `limits.pixels` counts them
+    together. What is no image, or of a kind that is not read here, is a Refusal that says which
+    one: `images[3]`.
+    """
+    opened = [_open(image, f"images[{index}]") for index, image in enumerate(images)]
+    pixels = 0
+    for index, image in enumerate(opened):
+        width, height = image.size if isinstance(image, Pillow.Image) else image.shape[1::-1]
+        pixels += width * height
+        if pixels > limits.pixels:
+            raise Refusal(
+                "too_large",
+                f"images[{index}]",
+                expected=f"at most {limits.pixels} pixels in all images of a request",
+                got=f"{width} x {height}" + (f", {pixels} in all" if index else ""),
+                remedy="scale them down first: the model reads far fewer",
+            )
+    return as_images(opened)
+
+
+def _open(image: Image, name: str) -> Pillow.Image | Pixels:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise _invalid(name, "uint8 [H,W,3]", f"{image.dtype} {list(image.shape)}")
+        return image
+    if not isinstance(image, bytes | bytearray | memoryview):
+        raise _invalid(name, "an image file or uint8 [H,W,3]", type(image).__name__)
+    try:
+        return Pillow.open(BytesIO(image), formats=FORMATS)
+    except Pillow.DecompressionBombError as error:
+        raise Refusal("too_large", name, expected="fewer pixels", got=str(error)) from error
+    except Exception as error:  # readers of hostile bytes raise nearly anything
+        got = f"{len(image)} bytes that are none" if image else "no bytes"
+        raise _invalid(name, f"an image file ({', '.join(FORMATS)})", got) from error
+
+
+def _invalid(name: str, expected: str, got: str) -> Refusal:
+    return Refusal("invalid", name, expected=expected, got=got)

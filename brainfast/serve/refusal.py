@@ -1,0 +1,120 @@
+"""Why a server does not answer: a code for programs, and one line for people."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Literal, get_args
+
+import msgspec
+
+from ..errors import BrainfastError
+
+Code = Literal[
+    "invalid",
+    "unauthorised",
+    "not_found",
+    "conflict",
+    "too_large",
+    "busy",
+    "stalled",
+    "draining",
+    "starting",
+    "timed_out",
+    "internal",
+]
+CODES: tuple[Code, ...] = get_args(Code)
+
+HTTP_STATUS: dict[Code, int] = {
+    "invalid": 400,
+    "unauthorised": 401,
+    "not_found": 404,
+    "conflict": 409,
+    "too_large": 413,
+    "busy": 429,
+    "stalled": 503,
+    "draining": 503,
+    "starting": 503,
+    "timed_out": 504,
+    "internal": 500,
+}
+
+_log = logging.getLogger("brainfast.serve")
+
+
+class ErrorReply(msgspec.Struct, frozen=True):
+    """A refusal on either wire; error: one line."""
+
+    code: Code
+    error: str
+    retry_after_s: float | None = None
+
+
+class Refusal(BrainfastError):
+    """A request that is not answered. retry_after_s: when it may be worth another try, if ever."""
+
+    def __init__(
+        self,
+        code: Code,
+        name: str,
+        *,
+        expected: str,
+        got: str,
+        remedy: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(name, expected=expected, got=got, remedy=remedy)
+        self.code: Code = code
+        self.retry_after_s = retry_after_s
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return HTTP_STATUS[self.code]
+
+    def reply(self) -> ErrorReply:
+        """As it goes over the wire."""
+        return ErrorReply(self.code, str(self), self.retry_after_s)
+
+
+def code_of(error: BaseException) -> Code:
+    """The code that `refusal_of` would give; nothing is written down."""
+    if isinstance(error, Refusal):
+        return error.code
+    if isinstance(error, BrainfastError | msgspec.ValidationError | msgspec.DecodeError):
+        return "invalid"
+    if isinstance(error, TimeoutError):
+        return "timed_out"
+    if isinstance(error, asyncio.CancelledError):
+        return "draining"
+    return "internal"
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """Any error as a refusal: a user's mistake keeps its line, a defect goes to the log.
+
+    BrainfastError and messages that cannot be read are "invalid", a TimeoutError is "timed_out";
+    a request that was cancelled under a server that ends is "draining". What is left is "internal",
+    and its traceback is logged by "brainfast.serve".
+    """
+    code = code_of(error)
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, BrainfastError):
+        return Refusal(
+            code, error.name, expected=error.expected, got=error.got, remedy=error.remedy
+        )
+    if code == "invalid":
+        return Refusal(code, "request", expected="a readable message", got=str(error))
+    if code == "timed_out":
+        return Refusal(code, "request", expected="an answer in time", got="none", remedy="try again")
+    if code == "draining":
+        return Refusal(code, "request", expected="an answer", got="a server that ends")
+    _log.error("a request failed", exc_info=error)
+    return Refusal(
+        code,
+        "request",
+        expected="an answer",
+        got=type(error).__name__,
+        remedy="the server's log has the traceback",
+    )
