@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engine import Engine
-from ..errors import BrainfastError
 from ..group_engine import GroupEngine
 from ..machine import usable_cores
 from ..pool_build import Projection
-from .lane import Clock, Job, Lane, Place
+from .lane import Clock, Job, Lane, within
 from .limits import Limits
 from .metrics import Metrics
 from .pictures import Image, Pixels, check_count, decoded
 from .refusal import Refusal
-from .scoring import Folded, FoldedCache, fold
+from .scoring import Basis, Folded, FoldedCache, fold
 
-Responses: TypeAlias = dict[str, NDArray[np.float32]]
-T = TypeVar("T")
+Rows: TypeAlias = dict[str, NDArray[np.float32]]  # subject -> [B,V], or [B,F] of features
+Prepare: TypeAlias = Callable[[], tuple[tuple[str, ...], Folded | None]]
 
 
 @dataclass(frozen=True, eq=False)
 class Wish:
-    """What a request wants of its images: responses of some subjects, or scores.
+    """What a request wants of its images: responses of some subjects, or scores of one.
 
-    features: whether it needs what the head reads instead of responses
+    folded: the objectives to score by, None where responses are wanted
     """
 
     images: list[Pixels]
@@ -41,9 +38,18 @@ class Wish:
     folded: Folded | None = None
 
     @property
-    def features(self) -> bool:
-        """Which of both is computed for it."""
-        return self.folded is not None and self.folded.basis == "features"
+    def basis(self) -> Basis:
+        """What is computed of its images."""
+        return "response" if self.folded is None else self.folded.basis
+
+    def answer(self, rows: Rows) -> Any:
+        """Responses {subject: [B,V]} or scores [B,O], of its part of what was computed."""
+        if self.folded is None:
+            return {subject: rows[subject] for subject in self.subjects}
+        return self.folded.score(rows[self.subjects[0]])
+
+
+Jobs: TypeAlias = Sequence[Job[Wish | None]]  # None warms the engine up
 
 
 class EngineLane:
@@ -67,7 +73,7 @@ class EngineLane:
         metrics: Metrics,
         *,
         clock: Clock,
-        changed: Callable[[], None] | None = None,
+        changed: Callable[[], None],
     ) -> None:
         self._engine, self._limits, self._metrics = engine, limits, metrics
         self._engines = _by_subject(engine)
@@ -91,7 +97,7 @@ class EngineLane:
     @property
     def stalled(self) -> bool:
         """Whether the present batch takes longer than `limits.stall_s`."""
-        return self._lane.running_s > self._limits.stall_s
+        return self._lane.running_s >= self._limits.stall_s
 
     async def warm_up(self) -> None:
         """Run blank images in batches of 1, 2, 4, ... up to the largest; no time limit."""
@@ -99,10 +105,10 @@ class EngineLane:
 
     async def predict(
         self, images: Sequence[Image], subjects: Sequence[str] | None, seconds: float
-    ) -> Responses:
+    ) -> Rows:
         """Responses {subject: [B,V]}; of a plain engine the key is ""."""
         chosen = self._chosen(subjects)
-        answer: Responses = await self._answer(images, seconds, lambda: (chosen, None))
+        answer: Rows = await self._answer(images, seconds, lambda: (chosen, None))
         return answer
 
     async def score(
@@ -126,18 +132,16 @@ class EngineLane:
         """Refuse what comes from now on."""
         self._lane.close(refusal)
 
-    async def drain(self, seconds: float) -> bool:
+    async def ended(self, seconds: float) -> bool:
         """Wait so long for what was accepted; whether all of it was answered."""
-        done = await self._lane.drain(seconds)
-        self._decoders.shutdown(wait=False, cancel_futures=True)
-        return done
+        return await self._lane.ended(seconds)
 
-    async def _answer(
-        self,
-        images: Sequence[Image],
-        seconds: float,
-        prepare: Callable[[], tuple[tuple[str, ...], Folded | None]],
-    ) -> Any:
+    def abandon(self) -> None:
+        """Refuse what is left of a closed lane."""
+        self._lane.abandon()
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    async def _answer(self, images: Sequence[Image], seconds: float, prepare: Prepare) -> Any:
         check_count(images, self._limits)
         if self.stalled:
             raise self._stalled()
@@ -145,15 +149,16 @@ class EngineLane:
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         preparing = self._decoders.submit(self._prepare, images, prepare)
-        wish = await _within(preparing, seconds, place)
+        try:
+            wish = await within(asyncio.shield(asyncio.wrap_future(preparing)), seconds, "images")
+        except BaseException:
+            # Its threads go on where nobody waits: until then it takes room.
+            preparing.add_done_callback(lambda _: place.release())
+            raise
         left = end - loop.time()
         return await self._lane.answer(self._lane.submit(wish, left, place=place), left)
 
-    def _prepare(
-        self,
-        images: Sequence[Image],
-        prepare: Callable[[], tuple[tuple[str, ...], Folded | None]],
-    ) -> Wish:
+    def _prepare(self, images: Sequence[Image], prepare: Prepare) -> Wish:
         subjects, folded = prepare()
         return Wish(decoded(images, self._limits), subjects, folded)
 
@@ -187,61 +192,50 @@ class EngineLane:
             retry_after_s=self._limits.stall_s,
         )
 
-    def _joins(self, job: Job[Wish | None], batch: Sequence[Job[Wish | None]]) -> bool:
-        first = batch[0].payload
-        if first is None or job.payload is None or first.features != job.payload.features:
+    def _joins(self, job: Job[Wish | None], batch: Jobs) -> bool:
+        first, wish = batch[0].payload, job.payload
+        if first is None or wish is None or first.basis != wish.basis:
             return False
         count = sum(len(other.payload.images) for other in batch if other.payload is not None)
-        return count + len(job.payload.images) <= self._limits.images
+        return count + len(wish.images) <= self._limits.images
 
-    def _work(self, batch: Sequence[Job[Wish | None]]) -> None:
-        if batch[0].payload is None:
+    def _work(self, batch: Jobs) -> None:
+        wishes = [job.payload for job in batch if job.payload is not None]
+        if not wishes:
             self._engine.warm_up(warm_batches(self._limits.images))
             batch[0].finish(None)
             return
-        wishes = [job.payload for job in batch if job.payload is not None]
         try:
             answers = self._run(wishes)
         except Exception as error:
-            self._one_by_one(batch, wishes, error)
+            if len(batch) == 1:
+                batch[0].fail(error)
+                return
+            for job in batch:
+                self._work([job])
             return
         for job, answer in zip(batch, answers, strict=True):
             job.finish(answer)
 
-    def _one_by_one(
-        self, batch: Sequence[Job[Wish | None]], wishes: Sequence[Wish], error: Exception
-    ) -> None:
-        if len(batch) == 1:
-            batch[0].fail(error)
-            return
-        for job, wish in zip(batch, wishes, strict=True):
-            try:
-                job.finish(self._run([wish])[0])
-            except Exception as own:
-                job.fail(own)
-
     def _run(self, wishes: Sequence[Wish]) -> list[Any]:
         images = [image for wish in wishes for image in wish.images]
-        ends = np.cumsum([len(wish.images) for wish in wishes])
-        parts = [slice(end - len(w.images), end) for end, w in zip(ends, wishes, strict=True)]
         self._metrics.batch_images.observe(len(images))
-        if wishes[0].features:
-            rows = Projection(next(iter(self._engines.values())), None).features(images)
-            answers = [_scored(wish, rows[part]) for wish, part in zip(wishes, parts, strict=True)]
-        else:
-            found = self._responses(images, wishes)
-            answers = [
-                _picked(wish, {subject: found[subject][part] for subject in wish.subjects})
-                for wish, part in zip(wishes, parts, strict=True)
-            ]
+        wanted = [name for name in self.subjects if any(name in w.subjects for w in wishes)]
+        found = self._computed(images, wanted, wishes[0].basis)
+        answers, first = [], 0
+        for wish in wishes:
+            part = slice(first, first + len(wish.images))
+            answers.append(wish.answer({name: rows[part] for name, rows in found.items()}))
+            first = part.stop
         self._metrics.images_total.inc(len(images))
         return answers
 
-    def _responses(self, images: list[Pixels], wishes: Sequence[Wish]) -> Responses:
-        wanted = {subject for wish in wishes for subject in wish.subjects}
+    def _computed(self, images: list[Pixels], subjects: Sequence[str], basis: Basis) -> Rows:
+        if basis == "features":  # which are the same for every subject
+            rows = Projection(self._engines[subjects[0]], None).features(images)
+            return dict.fromkeys(subjects, rows)
         batch = self._limits.images
         if isinstance(self._engine, GroupEngine):
-            subjects = [subject for subject in self._engine.subjects if subject in wanted]
             found = self._engine.predict(images, subjects=subjects, batch_size=batch)
             return {subject: response.values for subject, response in found.items()}
         return {"": self._engine.predict(images, batch_size=batch).values}
@@ -253,22 +247,7 @@ def warm_batches(most: int) -> tuple[int, ...]:
     return (*powers, most)
 
 
-async def _within(preparing: Future[T], seconds: float, place: Place) -> T:
-    return await asyncio.wrap_future(preparing)
-
-
 def _by_subject(engine: Engine | GroupEngine) -> dict[str, Engine]:
     if isinstance(engine, GroupEngine):
         return {subject: engine.of(subject) for subject in engine.subjects}
     return {"": engine}
-
-
-def _scored(wish: Wish, rows: NDArray[np.float32]) -> Any:
-    assert wish.folded is not None
-    return wish.folded.score(rows)
-
-
-def _picked(wish: Wish, responses: Responses) -> Any:
-    if wish.folded is None:
-        return responses
-    return wish.folded.score(responses[wish.subjects[0]])

@@ -14,11 +14,16 @@ from typing import Any, Generic, TypeVar
 from .refusal import Refusal
 
 P = TypeVar("P")
+T = TypeVar("T")
 Clock = Callable[[], float]
 
 BUSY_RETRY_S = 0.5
 
 _log = logging.getLogger("brainfast.serve")
+
+
+def _nothing() -> None:
+    pass
 
 
 class Job(Generic[P]):
@@ -73,7 +78,7 @@ class Lane(Generic[P]):
 
     room: how many may wait; work: does a batch, and finishes or fails each of its jobs; joins:
     whether a waiting job goes with a batch (none does without); changed: called on the lane's
-    thread when a batch begins and when it ends.
+    thread when a batch begins and when it ends; last: called there when the lane ends.
     """
 
     def __init__(
@@ -84,11 +89,12 @@ class Lane(Generic[P]):
         *,
         joins: Callable[[Job[P], Sequence[Job[P]]], bool] | None = None,
         clock: Clock = time.monotonic,
-        changed: Callable[[], None] | None = None,
+        changed: Callable[[], None] = _nothing,
+        last: Callable[[], None] = _nothing,
     ) -> None:
         self.name, self.room = name, room
         self._work, self._joins, self._clock = work, joins, clock
-        self._changed = changed
+        self._changed, self._last = changed, last
         self._condition = threading.Condition()
         self._queue: deque[Job[P]] = deque()
         self._running: list[Job[P]] = []
@@ -96,10 +102,11 @@ class Lane(Generic[P]):
         self._held = 0
         self._closed: Refusal | None = None
         self._stopping = False
-        self._ended = threading.Event()
-        self._on_end: Callable[[], None] | None = None
+        self._ended = False
+        self._tell_end: list[Callable[[], None]] = []
+        # A daemon: one that hangs in a disk or a driver must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"brainfast-{name}", daemon=True)
-        self._thread.start()
+        self._begun = False
 
     @property
     def waiting(self) -> int:
@@ -137,67 +144,68 @@ class Lane(Generic[P]):
         job = Job(payload, self._clock() + seconds, keep)
         with self._condition:
             if self._stopping:
-                job.fail(self._closed or _ended(self.name))
+                job.fail(self._closed or _stopped(self.name))
             else:
                 self._queue.append(job)
+                self._begin()
         place.release()
         if not keep:
             job.future.add_done_callback(lambda future: self._forget(job, future))
         return job
 
-    async def answer(self, job: Job[P], seconds: float) -> Any:
+    async def answer(self, job: Job[P], seconds: float | None) -> Any:
         """Wait so long for a job; one that nobody waits for is not begun, unless it is kept."""
         future = asyncio.shield(job.future) if job.keep else job.future
-        timer = asyncio.timeout(seconds)
-        try:
-            async with timer:
-                return await future
-        except TimeoutError:
-            if not timer.expired():
-                raise
-            raise _timed_out(self.name, seconds) from None
+        return await within(future, seconds, self.name)
 
     async def call(self, payload: P, seconds: float, *, keep: bool = False) -> Any:
         """`submit` and `answer`."""
         return await self.answer(self.submit(payload, seconds, keep=keep), seconds)
 
     def close(self, refusal: Refusal) -> None:
-        """Refuse what comes from now on, by a lane that goes on with what it has accepted."""
+        """Refuse what comes from now on; what was accepted is done, and then the lane ends."""
         with self._condition:
             self._closed = self._closed or refusal
+            self._begin()
             self._condition.notify_all()
 
-    async def drain(self, seconds: float) -> bool:
-        """Wait so long until a closed lane has done all that it accepted; whether it has.
-
-        What is left is then refused, and the thread ends after what it is at.
-        """
+    async def ended(self, seconds: float) -> bool:
+        """Wait so long for the end of a closed lane; whether it has come."""
         loop = asyncio.get_running_loop()
-        ended = loop.create_future()
+        end: asyncio.Future[None] = loop.create_future()
 
         def tell() -> None:
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(lambda: ended.done() or ended.set_result(None))
+                loop.call_soon_threadsafe(settle)
+
+        def settle() -> None:
+            if not end.done():
+                end.set_result(None)
 
         with self._condition:
-            self._on_end = tell
-            if self._ended.is_set():
+            if self._ended:
                 return True
+            self._tell_end.append(tell)
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, seconds)):
-                await ended
-        if not self._ended.is_set():
-            self._abandon()
-        return self._ended.is_set()
+                await end
+        return self._ended
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
+        """Refuse what is left of a closed lane; it ends after what it is at."""
         with self._condition:
             self._stopping = True
             left = [*self._running, *self._queue]
             self._queue.clear()
             self._condition.notify_all()
         for job in left:
-            job.fail(self._closed or _ended(self.name))
+            job.fail(self._closed or _stopped(self.name))
+
+    def _begin(self) -> None:
+        """Start the thread, with the condition held; a lane that is never used has none."""
+        if not self._begun:
+            self._begun = True
+            self._thread.start()
 
     def _give_back(self) -> None:
         with self._condition:
@@ -212,7 +220,7 @@ class Lane(Generic[P]):
 
     def _run(self) -> None:
         while batch := self._take():
-            self._tell_change()
+            self._told(self._changed)
             try:
                 self._work(batch)
             except BaseException as error:  # a lane that ends would leave all others waiting
@@ -220,11 +228,12 @@ class Lane(Generic[P]):
                     job.fail(error)
             with self._condition:
                 self._running, self._since = [], None
-            self._tell_change()
+            self._told(self._changed)
+        self._told(self._last)
         with self._condition:
-            self._ended.set()
-            if self._on_end is not None:
-                self._on_end()
+            self._ended = True
+        for tell in self._tell_end:
+            tell()
 
     def _take(self) -> list[Job[P]]:
         """The next batch; none where the lane ends."""
@@ -252,27 +261,49 @@ class Lane(Generic[P]):
         """The job, unless its turn came too late."""
         if job.keep or self._clock() < job.deadline:
             return [job]
-        job.fail(_timed_out(self.name, None))
+        job.fail(_timed_out(self.name, "its turn in time"))
         return []
 
-    def _tell_change(self) -> None:
-        if self._changed is None:
-            return
+    def _told(self, call: Callable[[], None]) -> None:
         try:
-            self._changed()
+            call()
         except Exception:
-            _log.exception("a change of lane %s was not told", self.name)
+            _log.exception("lane %s", self.name)
 
 
-def _timed_out(name: str, seconds: float | None) -> Refusal:
+async def within(future: asyncio.Future[T], seconds: float | None, name: str) -> T:
+    """Wait so long for a future, which is then cancelled; too long is a Refusal."""
+    timer = asyncio.timeout(seconds)
+    try:
+        async with timer:
+            return await future
+    except TimeoutError:
+        if not timer.expired():
+            raise
+        raise _timed_out(name, f"an answer within {seconds:g} s") from None
+
+
+def each(
+    batch: Sequence[Job[Callable[[], Any]]],
+    told: Callable[[Exception], Exception] = lambda error: error,
+) -> None:
+    """The work of a lane whose jobs are calls; told: what their errors are answered as."""
+    for job in batch:
+        try:
+            job.finish(job.payload())
+        except Exception as error:
+            job.fail(told(error))
+
+
+def _timed_out(name: str, expected: str) -> Refusal:
     return Refusal(
         "timed_out",
         name,
-        expected="an answer in time" if seconds is None else f"an answer within {seconds:g} s",
+        expected=expected,
         got="none yet",
         remedy="ask again, or give it more time",
     )
 
 
-def _ended(name: str) -> Refusal:
-    return Refusal("draining", name, expected="a running server", got="one that has ended")
+def _stopped(name: str) -> Refusal:
+    return Refusal("draining", name, expected="a running server", got="one that ends")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,8 @@ Image: TypeAlias = bytes | Pixels
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
-def check_count(images: Sequence[Image], limits: Limits) -> None:
-    """Refuse none at all, too many, and too many bytes."""
+def check_count(images: Any, limits: Limits) -> None:
+    """Refuse what is no sequence, none at all, too many, and too many bytes."""
     if isinstance(images, bytes | str) or not isinstance(images, Sequence | np.ndarray):
         raise _invalid("images", "a list of files or of uint8 [H,W,3]", type(images).__name__)
     if len(images) == 0:
@@ -34,7 +34,7 @@ def check_count(images: Sequence[Image], limits: Limits) -> None:
             got=str(len(images)),
             remedy="ask for a part of them at a time",
         )
-    size = sum(image.nbytes if isinstance(image, np.ndarray) else len(image) for image in images)
+    size = sum(_bytes(image) for image in images)
     if size > limits.request_bytes:
         raise Refusal(
             "too_large",
@@ -68,12 +68,17 @@ def decoded(images: Sequence[Image], limits: Limits) -> list[Pixels]:
     return as_images(opened)
 
 
-def _open(image: Image, name: str) -> Pillow.Image | Pixels:
+def _bytes(image: Any) -> int:
+    """How much an image takes as it came; 0 of what is none and is refused when it is opened."""
+    return int(getattr(image, "nbytes", 0)) or (len(image) if isinstance(image, bytes) else 0)
+
+
+def _open(image: Any, name: str) -> Pillow.Image | Pixels:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise _invalid(name, "uint8 [H,W,3]", f"{image.dtype} {list(image.shape)}")
         return image
-    if not isinstance(image, bytes | bytearray | memoryview):
+    if not isinstance(image, bytes | memoryview):
         raise _invalid(name, "an image file or uint8 [H,W,3]", type(image).__name__)
     try:
         return Pillow.open(BytesIO(image), formats=FORMATS)

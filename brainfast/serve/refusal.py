@@ -107,7 +107,9 @@ def refusal_of(error: BaseException) -> Refusal:
     if code == "invalid":
         return Refusal(code, "request", expected="a readable message", got=str(error))
     if code == "timed_out":
-        return Refusal(code, "request", expected="an answer in time", got="none", remedy="try again")
+        return Refusal(
+            code, "request", expected="an answer in time", got="none", remedy="try again"
+        )
     if code == "draining":
         return Refusal(code, "request", expected="an answer", got="a server that ends")
     _log.error("a request failed", exc_info=error)

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine import Engine
-from ..folded import FoldedFactorTopy
-from ..heads import FoldedHead
+from ..folded_blobgpt import FoldedBlobGPT
 from ..objective import Objective
 from ..pool_build import flat_template
 from .refusal import Refusal
@@ -73,13 +72,13 @@ def reads_features(engine: Engine, objectives: int) -> bool:
     return objectives * features <= engine.space.V * (vertex + objectives)
 
 
-def _sizes(head: FoldedHead) -> tuple[int, int]:
+def _sizes(head: Any) -> tuple[int, int]:
     """Numbers that a head reads of an image, and multiplications of one vertex's readout."""
-    if isinstance(head, FoldedFactorTopy):
-        per_layer = head.offset_local.size  # [L,D]
-        height, width = head.readout_grid
-        return per_layer * (height * width + 1), per_layer * (CORNERS + 1) * head.samples
-    return head.projection.K, head.projection.K
+    if isinstance(head, FoldedBlobGPT):
+        return head.projection.K, head.projection.K
+    layers, dims = head.offset_local.shape
+    height, width = head.readout_grid
+    return layers * dims * (height * width + 1), layers * dims * (CORNERS + 1) * head.samples
 
 
 class FoldedCache:

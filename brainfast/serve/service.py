@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,22 @@ from numpy.typing import NDArray
 from ..engine import Engine
 from ..group_engine import GroupEngine
 from ..loop.choice import Choice
+from ..objective import Objective
 from ..pool import Pool
 from ..pool_choice import Candidate
+from .about import about
 from .engine_lane import EngineLane
-from .events import Events, State
-from .lane import Clock
+from .events import ChoiceEvent, Event, Events, PredictEvent, State, StateEvent
+from .lane import Clock, Lane, each
 from .limits import Limits
 from .metrics import Metrics
+from .opening import begin, check_name
 from .pictures import Image
 from .refusal import Refusal
 from .requests import About, OpenSession, SessionState
 from .session_lane import SessionLane
+
+STARTING_RETRY_S = 1.0
 
 _log = logging.getLogger("brainfast.serve")
 
@@ -37,8 +41,11 @@ class Service:
 
     engine: answers `predict` and `score`; pool: `select` and sessions; logs: the folder of the
     sessions' logs. Its methods are called on one event loop; what takes time runs on threads, each
-    with a bounded queue, so that one that stalls leaves the others alone. What cannot be answered
-    is a `Refusal`, or another BrainfastError for a mistake in the request.
+    behind a bounded queue, so that one that stalls leaves the others alone. What cannot be answered
+    is a `Refusal`, or another BrainfastError for a mistake in the request; see `refusal_of`.
+
+    A choice is in the log before it is answered. Asked again with the same `trial`, `next` answers
+    the same, and `tell` and `skip` do nothing: a client that got no answer asks again.
     """
 
     def __init__(
@@ -53,21 +60,42 @@ class Service:
     ) -> None:
         self.engine, self.name, self.pool, self.logs = engine, name, pool, logs
         self.limits = limits or Limits()
-        self.metrics = Metrics()
-        self.events = Events(self.limits.subscribers)
+        self.metrics, self.events = Metrics(), Events(self.limits.subscribers)
+        self._clock = clock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._engine = EngineLane(
+            engine, self.limits, self.metrics, clock=clock, changed=self._from_thread(self._watch)
+        )
+        self._pool: Lane[Callable[[], Any]] = Lane("pool", self.limits.waiting, each, clock=clock)
+        self._sessions: dict[str, SessionLane] = {}
+        self._warm = self._closed = False
+        self._told: State | None = None
+        self._watching: asyncio.TimerHandle | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self.metrics.before_text.append(self._measure)
 
     @property
     def state(self) -> State:
-        """Whether requests are taken: only in "ready"."""
-        raise NotImplementedError
+        """Whether requests are taken: only in "ready", and sessions' in "stalled" too."""
+        if self._closed:
+            return "closed"
+        if self._draining is not None:
+            return "draining"
+        if not self._warm:
+            return "starting"
+        return "stalled" if self._engine.stalled else "ready"
 
     async def start(self) -> None:
-        """Warm the engine up; ready afterwards."""
-        raise NotImplementedError
+        """Warm the engine up, in batches of every size; ready afterwards."""
+        self._loop = asyncio.get_running_loop()
+        self._tell_state()
+        await self._engine.warm_up()
+        self._warm = True
+        self._tell_state()
 
     def about(self) -> About:
         """What is served."""
-        raise NotImplementedError
+        return about(self.engine, self.name, self.pool, self.limits)
 
     async def predict(
         self,
@@ -76,8 +104,15 @@ class Service:
         subjects: Sequence[str] | None = None,
         timeout_s: float | None = None,
     ) -> dict[str, NDArray[np.float32]]:
-        """Responses {subject: [B,V]} in z units; the key is "" of a model of one."""
-        raise NotImplementedError
+        """Responses {subject: [B,V]} in z units; the key is "" of a model of one.
+
+        images: files (JPEG, PNG, WebP, ...) as bytes, or uint8 [H,W,3]; subjects: all without.
+        """
+        start = time.perf_counter()
+        found = await self._engine.predict(images, subjects, self._taking(timeout_s))
+        latency_ms = (time.perf_counter() - start) * 1e3
+        self.events.publish(PredictEvent(len(images), latency_ms, time.time()))
+        return found
 
     async def score(
         self,
@@ -87,8 +122,11 @@ class Service:
         subject: str | None = None,
         timeout_s: float | None = None,
     ) -> NDArray[np.float64]:
-        """Scores [B,O] of new images."""
-        raise NotImplementedError
+        """score_o = sum_v weights[o,v] response[v] of new images, [B,O].
+
+        objective: what `Objective` takes; subject: needed where the model has several.
+        """
+        return await self._engine.score(images, objective, subject, self._taking(timeout_s))
 
     async def select(
         self,
@@ -98,41 +136,259 @@ class Service:
         exclude: Sequence[str] = (),
         timeout_s: float | None = None,
     ) -> list[list[Candidate]]:
-        """The k best candidates of every objective, [O][k]."""
-        raise NotImplementedError
+        """The k best candidates of every objective, [O][k]; it needs no engine that works."""
+        seconds = self._taking(timeout_s)
+        pool, goal = self._need_pool(), Objective.of(objective)
+        self._check_sizes(goal, k)
+
+        def choose() -> list[list[Candidate]]:
+            found = pool.top(goal, k, exclude=exclude)
+            return [found[name] for name in goal.names]
+
+        chosen: list[list[Candidate]] = await self._pool.call(choose, seconds)
+        return chosen
 
     async def open_session(self, name: str, request: OpenSession) -> SessionState:
-        """Begin a session, or go on with one; asked twice, it is opened once."""
-        raise NotImplementedError
+        """Begin a session on LOGS/<name>.jsonl, or with `resume` go on with it.
+
+        Asked again, it is opened once, and until the first choice without `resume` too.
+        Errors: "conflict" for a log that is there already, or a session of another request;
+        "not_found" for no log to resume; "busy" where `limits.sessions` are open.
+        """
+        self._taking(None)
+        check_name(name)
+        lane = self._sessions.get(name)
+        if lane is not None:
+            return await lane.again(request)
+        lane = self._new_session(name, request)
+        return await lane.opened()
 
     async def next(
         self, session: str, trial: int | None = None, *, objective: str | None = None
     ) -> Choice:
-        """The choice number `trial`, made where it is the next one."""
-        raise NotImplementedError
+        """The choice number `trial`, made where it is the next one.
+
+        None always makes one, which is not safe to ask for twice.
+        """
+        return await self._session(session).next(trial, objective)
 
     async def tell(
         self, session: str, trial: int, betas: NDArray[Any], *, subject: str | None = None
     ) -> None:
-        """What was measured for a choice [V]."""
-        raise NotImplementedError
+        """What was measured for a choice: z-scored betas [V], NaN where nothing was."""
+        await self._session(session).tell(trial, betas, subject)
 
     async def skip(self, session: str, trial: int) -> None:
-        """Give up the measurement of a choice."""
-        raise NotImplementedError
+        """Give up the measurement of a choice; its image may be shown again."""
+        await self._session(session).skip(trial)
 
     async def session(self, name: str) -> SessionState:
         """Where a session is."""
-        raise NotImplementedError
+        return await self._session(name).state()
 
     def sessions(self) -> list[str]:
         """Names of the open ones."""
-        raise NotImplementedError
+        return sorted(name for name, lane in self._sessions.items() if lane.session is not None)
 
     async def close_session(self, name: str) -> None:
-        """Sync a session's log and close it."""
-        raise NotImplementedError
+        """Do what a session has accepted, sync its log and close it."""
+        lane = self._session(name)
+        lane.close(
+            Refusal("conflict", f"session {name}", expected="an open one", got="one that closes")
+        )
+        if not await lane.ended(self.limits.timeout_s):
+            raise Refusal(
+                "timed_out",
+                f"session {name}",
+                expected=f"a log that is closed within {self.limits.timeout_s:g} s",
+                got="a disk that is still at it",
+                remedy="ask again",
+            )
 
     async def drain(self) -> None:
-        """Take nothing new, end what runs, close every session; asked twice, done once."""
-        raise NotImplementedError
+        """Take nothing new, end what runs, sync and close every session's log; done once.
+
+        What has not ended within `limits.drain_s` is refused and left behind.
+        """
+        if self._draining is None:
+            self._loop = self._loop or asyncio.get_running_loop()
+            self._draining = asyncio.ensure_future(self._drain())
+        await asyncio.shield(self._draining)
+
+    async def _drain(self) -> None:
+        self._tell_state()
+        refusal = _draining()
+        lanes: dict[str, EngineLane | Lane[Any] | SessionLane] = {
+            "engine": self._engine,
+            "pool": self._pool,
+            **{f"session {name}": lane for name, lane in self._sessions.items()},
+        }
+        for lane in lanes.values():
+            lane.close(refusal)
+        waits = [lane.ended(self.limits.drain_s) for lane in lanes.values()]
+        ends = await asyncio.gather(*waits, return_exceptions=True)
+        for (name, lane), end in zip(lanes.items(), ends, strict=True):
+            if isinstance(end, BaseException):
+                _log.error("%s: %s", name, end)
+            elif not end:
+                _log.warning("%s did not end within %g s", name, self.limits.drain_s)
+            lane.abandon()
+        self._closed = True
+        self._tell_state()
+        self.events.close()
+
+    def _taking(self, timeout_s: float | None) -> float:
+        """Seconds that a request may take; a Refusal where none is taken now."""
+        state = self.state
+        if state in ("draining", "closed"):
+            raise _draining()
+        if state == "starting":
+            raise Refusal(
+                "starting",
+                "server",
+                expected="one that is ready",
+                got="one that is warming up",
+                remedy="ask again when /readyz says so",
+                retry_after_s=STARTING_RETRY_S,
+            )
+        most = self.limits.timeout_s
+        if timeout_s is None:
+            return most
+        if isinstance(timeout_s, bool) or not 0 < timeout_s <= most:
+            raise Refusal(
+                "invalid", "timeout_s", expected=f"above 0 and at most {most:g}", got=str(timeout_s)
+            )
+        return float(timeout_s)
+
+    def _need_pool(self) -> Pool:
+        if self.pool is None:
+            raise Refusal(
+                "not_found",
+                "pool",
+                expected="a server with a pool",
+                got="one without",
+                remedy="brainfast serve MODEL --pool POOL",
+            )
+        return self.pool
+
+    def _check_sizes(self, goal: Objective, k: int) -> None:
+        for name, given, most in (
+            ("k", k, self.limits.top),
+            ("objectives", len(goal), self.limits.objectives),
+        ):
+            if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+                raise Refusal("invalid", name, expected="a number from 1", got=repr(given))
+            if given > most:
+                raise Refusal("too_large", name, expected=f"at most {most}", got=str(given))
+
+    def _new_session(self, name: str, request: OpenSession) -> SessionLane:
+        pool = self._need_pool()
+        if self.logs is None:
+            raise Refusal(
+                "not_found",
+                "logs",
+                expected="a server that keeps logs",
+                got="one without a folder for them",
+                remedy="brainfast serve MODEL --pool POOL --logs DIR",
+            )
+        if len(self._sessions) >= self.limits.sessions:
+            raise Refusal(
+                "busy",
+                "sessions",
+                expected=f"at most {self.limits.sessions} open",
+                got="one more",
+                remedy="close one first",
+            )
+        lane = SessionLane(
+            name,
+            request,
+            self.logs / f"{name}.jsonl",
+            self.limits,
+            start=lambda request, log: begin(pool, self.engine, request, log),
+            publish=self._from_thread(self._note),
+            last=self._from_thread(lambda: self._forget(lane)),
+            clock=self._clock,
+        )
+        self._sessions[name] = lane
+        lane.when_opened(lambda error: None if error is None else self._give_up(lane))
+        return lane
+
+    def _give_up(self, lane: SessionLane) -> None:
+        """A session that could not be opened leaves nothing."""
+        lane.close(_draining())
+        self._forget(lane)
+
+    def _forget(self, lane: SessionLane) -> None:
+        self._measure_syncs(lane)
+        if self._sessions.get(lane.name) is lane:
+            del self._sessions[lane.name]
+
+    def _session(self, name: str) -> SessionLane:
+        if self._draining is not None:
+            raise _draining()
+        if name not in self._sessions:
+            raise Refusal(
+                "not_found",
+                f"session {name!r:.80}",
+                expected="an open session",
+                got=f"one of {', '.join(self.sessions())}" if self.sessions() else "none",
+                remedy="open it first, with resume=true where it has a log",
+            )
+        return self._sessions[name]
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, ChoiceEvent):
+            self.metrics.choices_total.labels(event.source, str(event.late).lower()).inc()
+        self.events.publish(event)
+
+    def _from_thread(self, call: Callable[..., None]) -> Callable[..., None]:
+        """The same call, made on the loop's thread from any other."""
+
+        def schedule(*arguments: Any) -> None:
+            if self._loop is not None:
+                with suppress(RuntimeError):  # the loop was closed: nobody listens
+                    self._loop.call_soon_threadsafe(call, *arguments)
+
+        return schedule
+
+    def _watch(self) -> None:
+        """A batch began or ended: look again when it would have stalled."""
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._loop is not None:
+            self._watching = self._loop.call_later(self.limits.stall_s, self._tell_state)
+        self._tell_state()
+
+    def _tell_state(self) -> None:
+        state = self.state
+        self.metrics.ready.set(state == "ready")
+        self.metrics.stalled.set(state == "stalled")
+        if state != self._told:
+            self._told = state
+            self.events.publish(StateEvent(state, time.time()))
+
+    def _measure(self) -> None:
+        """Numbers that are only looked at when somebody asks."""
+        self._tell_state()
+        lanes = list(self._sessions.values())
+        self.metrics.sessions.set(len(self.sessions()))
+        self.metrics.waiting.labels("engine").set(self._engine.waiting)
+        self.metrics.waiting.labels("pool").set(self._pool.waiting)
+        self.metrics.waiting.labels("sessions").set(sum(lane.waiting for lane in lanes))
+        for lane in lanes:
+            self._measure_syncs(lane)
+
+    def _measure_syncs(self, lane: SessionLane) -> None:
+        for seconds in lane.new_syncs():
+            self.metrics.sync_seconds.observe(seconds)
+
+
+def _draining() -> Refusal:
+    return Refusal(
+        "draining",
+        "server",
+        expected="one that takes requests",
+        got="one that ends",
+        remedy="ask the server that takes its place",
+        retry_after_s=STARTING_RETRY_S,
+    )

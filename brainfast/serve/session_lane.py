@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
 from ..errors import BrainfastError
 from ..loop.choice import Choice
-from ..loop.design import design_path
 from ..loop.log import read_log
 from ..loop.session import Session
 from .events import ChoiceEvent, Event, SessionEvent, SkipEvent, TellEvent
-from .lane import Clock, Job, Lane
+from .lane import Clock, Job, Lane, each
 from .limits import Limits
+from .opening import check_log
 from .refusal import Refusal
 from .requests import OpenSession, Outstanding, SessionState
 
-T = TypeVar("T")
-Work = Callable[[], Any]
+Call: TypeAlias = Callable[[], Any]
+Start: TypeAlias = Callable[[OpenSession, Path], Session]
 
 _log = logging.getLogger("brainfast.serve")
 
 
 class SessionLane:
-    """A session on a thread of its own, behind a bounded queue.
+    """A session on a thread of its own, behind a bounded queue; opening it is the first call.
 
-    start: opens the session of a new log; pool: that a log is resumed with; publish: told of every
-    event, on the lane's thread, before the call that made it is answered.
+    start: begins or resumes a session on its log; publish: told of every event, on the lane's
+    thread, before the call that made it is answered; last: called there when the lane has ended.
 
     A call that is asked for twice is done once. `next` with the number of a choice that was made
     answers with that choice; `tell` of the betas that were told, and `skip` of what was skipped, do
@@ -45,49 +44,67 @@ class SessionLane:
         log: Path,
         limits: Limits,
         *,
-        start: Callable[[OpenSession, Path], Session],
-        pool: Any,
+        start: Start,
         publish: Callable[[Event], None],
+        last: Callable[[], None],
         clock: Clock,
     ) -> None:
         self.name, self.request, self.log = name, request, log
-        self._limits, self._start, self._pool = limits, start, pool
-        self._publish = publish
-        self._session: Session | None = None
+        self.session: Session | None = None
+        self._limits, self._start, self._publish, self._tell_end = limits, start, publish, last
         self._objectives: list[str] = []
-        self._lane: Lane[Work] = Lane(
-            f"session {name}", limits.session_waiting, _call_each, clock=clock
+        self._failure: BaseException | None = None
+        self._syncs = 0
+        self._lane: Lane[Call] = Lane(
+            f"session {name}", limits.session_waiting, _calls, clock=clock, last=self._end
         )
-        self._opening: Job[Work] | None = None
+        self._opening: Job[Call] = self._lane.submit(self._open, float("inf"), keep=True)
 
     @property
     def waiting(self) -> int:
         """Calls that wait for their turn."""
         return self._lane.waiting
 
-    @property
-    def session(self) -> Session | None:
-        """The session, once it is open."""
-        return self._session
-
-    async def open(self) -> SessionState:
-        """Open the session, or wait with those who do; its state."""
-        if self._opening is None:
-            self._opening = self._lane.submit(self._open, float("inf"), keep=True)
+    async def opened(self) -> SessionState:
+        """Wait until the session is open; its state then."""
         state: SessionState = await self._lane.answer(self._opening, self._limits.timeout_s)
         return state
 
+    async def again(self, request: OpenSession) -> SessionState:
+        """The session's state for whoever opens it once more, with what it was opened with."""
+        if request.resume:
+            state: SessionState = await self._call(lambda session: self._rejoined(session, request))
+            return state
+        state = await self._call(self._state)
+        if state.trials or request != self.request:
+            raise Refusal(
+                "conflict",
+                f"session {self.name}",
+                expected="a new name",
+                got="that of an open session",
+                remedy="go on with it by resume=true, or choose another name",
+            )
+        return state
+
+    def when_opened(self, call: Callable[[BaseException | None], None]) -> None:
+        """Call on the loop when the session is open, or could not be."""
+        self._opening.future.add_done_callback(lambda future: call(future.exception()))
+
     async def next(self, trial: int | None, objective: str | None) -> Choice:
         """The choice of a number, made where it is the next one; None makes one always."""
+        if trial is not None:
+            _check_trial(trial)
         choice: Choice = await self._call(lambda session: self._next(session, trial, objective))
         return choice
 
     async def tell(self, trial: int, betas: Any, subject: str | None) -> None:
         """What was measured for a choice."""
+        _check_trial(trial)
         await self._call(lambda session: self._tell(session, trial, betas, subject), keep=True)
 
     async def skip(self, trial: int) -> None:
         """Give up the measurement of a choice."""
+        _check_trial(trial)
         await self._call(lambda session: self._skip(session, trial), keep=True)
 
     async def state(self) -> SessionState:
@@ -95,21 +112,181 @@ class SessionLane:
         state: SessionState = await self._call(self._state)
         return state
 
-    async def close(self, refusal: Refusal, seconds: float) -> bool:
-        """Do what was accepted, sync the log and close it; whether that ended in time.
+    def close(self, refusal: Refusal) -> None:
+        """Refuse what comes from now on; what was accepted is done, and the log closed then."""
+        self._lane.close(refusal)
 
-        A disk that fails is a BrainfastError.
+    async def ended(self, seconds: float) -> bool:
+        """Wait so long for the end of a closed lane; whether it has come, with the log synced.
+
+        A disk that failed is an error.
         """
-        ...
+        done = await self._lane.ended(seconds)
+        if self._failure is not None:
+            raise self._failure
+        return done
+
+    def abandon(self) -> None:
+        """Refuse what is left of a closed lane."""
+        self._lane.abandon()
+
+    def new_syncs(self) -> tuple[float, ...]:
+        """Seconds of the log's syncs since the last call."""
+        if self.session is None:
+            return ()
+        syncs = self.session.stages()["sync"]
+        seen, self._syncs = min(self._syncs, len(syncs)), len(syncs)
+        return syncs[seen:]
 
     async def _call(self, work: Callable[[Session], Any], *, keep: bool = False) -> Any:
-        return await self._lane.call(
-            lambda: work(self._opened()), self._limits.timeout_s, keep=keep
+        def call() -> Any:
+            if self.session is None:
+                raise Refusal(
+                    "not_found", f"session {self.name}", expected="an open one", got="none"
+                )
+            return work(self.session)
+
+        return await self._lane.call(call, self._limits.timeout_s, keep=keep)
+
+    def _open(self) -> SessionState:
+        header = check_log(self.name, self.request, self.log)
+        self.session = self._start(self.request, self.log)
+        header = header or read_log(self.log).header
+        self._objectives = [header["objective"]]
+        self._publish(SessionEvent(self.name, "opened", time.time()))
+        return self._state(self.session)
+
+    def _rejoined(self, session: Session, request: OpenSession) -> SessionState:
+        check_log(self.name, request, self.log)
+        return self._state(session)
+
+    def _end(self) -> None:
+        try:
+            if self.session is not None:
+                self.session.close()
+        except Exception as error:
+            _log.warning("session %s was not closed well: %s", self.name, error)
+            self._failure = _of_the_disk(error)
+        if self.session is not None:
+            self._publish(SessionEvent(self.name, "closed", time.time()))
+        self._tell_end()
+
+    def _next(self, session: Session, trial: int | None, objective: str | None) -> Choice:
+        if objective is not None and objective not in self._objectives:
+            raise Refusal(
+                "invalid",
+                "objective",
+                expected=f"that of the session, {', '.join(self._objectives)}",
+                got=repr(objective),
+            )
+        made = len(session.choices)
+        if trial is not None and trial < made:
+            return session.choices[trial]
+        if trial is not None and trial > made:
+            raise Refusal(
+                "conflict",
+                "trial",
+                expected=f"{made}, the next one, or one before it",
+                got=str(trial),
+                remedy=f"ask for {made}",
+            )
+        choice = session.next()
+        self._publish(
+            ChoiceEvent(
+                session=self.name,
+                trial=choice.trial,
+                image=choice.image,
+                objective=self._objectives[0],
+                score=choice.score,
+                uncertainty=choice.uncertainty,
+                ties=choice.ties,
+                source=choice.source,
+                late=choice.late,
+                latency_ms=choice.latency_ms,
+                wall_s=time.time(),
+            )
+        )
+        return choice
+
+    def _tell(self, session: Session, trial: int, betas: Any, subject: str | None) -> None:
+        choice = self._choice(session, trial)
+        status = session.status(trial)
+        if session.has_told(trial, betas, subject=subject):  # checks betas, whatever it answers
+            return
+        if status != "outstanding":
+            raise _done_already(trial, status, "the betas that were told, or none")
+        session.tell(choice, betas, subject=subject)
+        self._publish(TellEvent(self.name, trial, choice.image, None, time.time()))
+
+    def _skip(self, session: Session, trial: int) -> None:
+        choice = self._choice(session, trial)
+        status = session.status(trial)
+        if status == "skipped":
+            return
+        if status != "outstanding":
+            raise _done_already(trial, status, "a choice that waits for its measurement")
+        session.skip(choice)
+        self._publish(SkipEvent(self.name, trial, choice.image, time.time()))
+
+    def _choice(self, session: Session, trial: int) -> Choice:
+        choices = session.choices
+        if trial >= len(choices):
+            raise Refusal(
+                "conflict",
+                "trial",
+                expected=f"one of the {len(choices)} choices of session {self.name}",
+                got=str(trial),
+                remedy="ask for it with next first",
+            )
+        return choices[trial]
+
+    def _state(self, session: Session) -> SessionState:
+        choices = session.choices
+        status = [session.status(choice.trial) for choice in choices]
+        return SessionState(
+            name=self.name,
+            objectives=self._objectives,
+            strategy=session.options.strategy,
+            deadline_ms=session.deadline_ms,
+            trials=len(choices),
+            told=status.count("told"),
+            skipped=status.count("skipped"),
+            late=sum(choice.late for choice in choices),
+            outstanding=[
+                Outstanding(choice.trial, choice.image, choice.score, choice.late)
+                for choice in session.outstanding
+            ],
+            allowed=int(session.allowed().sum()),
+            problem=session.problem,
+            log=self.log.name,
+            dropped_bytes=session.dropped_bytes,
         )
 
-    def _opened(self) -> Session:
-        if self._session is None:
-            raise Refusal(
-                "not_found", f"session {self.name}", expected="an open one", got="one that is not"
-            )
-        return self._session
+
+def _check_trial(trial: int) -> None:
+    if isinstance(trial, bool) or not isinstance(trial, int) or trial < 0:
+        raise Refusal("invalid", "trial", expected="a number from 0", got=repr(trial))
+
+
+def _calls(batch: Sequence[Job[Call]]) -> None:
+    each(batch, _of_the_disk)
+
+
+def _of_the_disk(error: Exception) -> Exception:
+    """A disk that refused the log is no mistake of the request, which may be repeated."""
+    if not isinstance(error, BrainfastError) or not isinstance(error.__cause__, OSError):
+        return error
+    return Refusal(
+        "internal",
+        error.name,
+        expected=error.expected,
+        got=error.got,
+        remedy=error.remedy,
+        retry_after_s=1.0,
+    )
+
+
+def _done_already(trial: int, status: str, expected: str) -> Refusal:
+    return Refusal(
+        "conflict", f"trial {trial}", expected=expected, got=f"another, of one that was {status}"
+    )

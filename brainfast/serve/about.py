@@ -1,0 +1,44 @@
+"""What a server tells about itself."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ..engine import Engine
+from ..group_engine import GroupEngine
+from .limits import Limits
+from .requests import About, PoolAbout
+
+
+def about(engine: Engine | GroupEngine, name: str, pool: Any, limits: Limits) -> About:
+    """The model, its vertices and regions, the pool and the limits."""
+    if isinstance(engine, GroupEngine):
+        subjects, spaces = list(engine.subjects), engine.spaces
+    else:
+        subjects, spaces = [], {"": engine.space}
+    return About(
+        version=_version(),
+        model=name,
+        model_hash=engine.card.model_hash,
+        subjects=subjects,
+        vertices={subject: space.V for subject, space in spaces.items()},
+        rois={subject: space.roi_names() for subject, space in spaces.items()},
+        pool=None if pool is None else _about_pool(pool),
+        limits=limits,
+    )
+
+
+def _about_pool(pool: Any) -> PoolAbout:
+    index = getattr(pool, "index", None)
+    if index is None:  # candidates of a lab's own
+        return PoolAbout(len(pool), "fp32", "")
+    kind = "projection" if index.basis else "features"
+    return PoolAbout(len(pool), index.key.dtype, kind)
+
+
+def _version() -> str:
+    try:
+        return version("brainfast")
+    except PackageNotFoundError:
+        return "source tree"
