@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from brainfast.engine import Engine
+from brainfast.group_engine import GroupEngine
 from brainfast.loop import ArrayCandidates
-from brainfast.response import Response
 from brainfast.serve.limits import Limits
 from brainfast.serve.requests import OpenSession
 from brainfast.serve.service import Service
@@ -54,42 +57,59 @@ class Gate:
         assert self._opened.wait(PATIENCE_S), "nobody opened the gate"
 
 
-class ServedEngine(ToyEngine):
-    """Answers as an engine does, image by image; `gate` stops its next batch, `poison` fails it.
+class ToyTrunk:
+    """A trunk runtime that is a matrix, image by image, so that batches change no bits.
 
-    batches: how many images of each; poison: images of this brightness raise an error
+    gate: stops the next batch; poison: a batch with an image that is white all over raises it;
+    seen: how many images each batch had
     """
 
-    def __init__(self, kind: str = "blobgpt") -> None:
-        super().__init__(kind, V)
-        self.card.model_hash = "a" * 64
+    name, precision = "toy", "fp32"
+
+    def __init__(self, layers: tuple[int, ...]) -> None:
+        self._mix = np.random.default_rng(5).standard_normal((8 * 8 * 3, 50), np.float32) / 50
+        self._layers = layers
         self.gate: Gate | None = None
-        self.poison: int | None = None
+        self.poison: Exception | None = None
         self.seen: list[int] = []
-        self.warmed: tuple[int, ...] = ()
 
-    def tokens(self, images: Any, *, batch_size: int = 32) -> Tokens:
-        self._begin(images)
-        parts = [super(ServedEngine, self).tokens([image]) for image in images]
-        return Tokens(
-            tuple(np.concatenate([p.local[n] for p in parts]) for n in range(2)),
-            tuple(np.concatenate([p.global_[n] for p in parts]) for n in range(2)),
-            parts[0].layers,
-        )
-
-    def predict(self, images: Any, *, batch_size: int = 32) -> Response:
-        return Response(self.head.run(self.tokens(images)), self.space)
-
-    def warm_up(self, batch_sizes: Any = (1,), sizes: Any = None) -> None:
-        self.warmed = tuple(batch_sizes)
-
-    def _begin(self, images: Any) -> None:
-        self.seen.append(len(images))
+    def __call__(self, pixels: Any) -> Tokens:
+        self.seen.append(len(pixels))
         gate, self.gate = self.gate, None
         if gate is not None:
             gate.wait()
-        if any(image.flat[0] == self.poison for image in images):
-            raise ArithmeticError("a poisoned image")
+        if self.poison is not None and (pixels == 1).all(axis=(1, 2, 3)).any():
+            raise self.poison
+        flat = np.stack([row.reshape(-1) @ self._mix for row in pixels]).reshape(-1, 2, 5, 5)
+        return Tokens(
+            tuple(np.ascontiguousarray(flat[:, n, :, :4]).reshape(-1, 5, 2, 2) for n in (0, 1)),
+            tuple(np.ascontiguousarray(flat[:, n, :, 4]) for n in (0, 1)),
+            self._layers,
+        )
+
+    def next_gate(self) -> Gate:
+        """The gate at which the next batch stops."""
+        self.gate = Gate()
+        return self.gate
+
+
+def engine(kind: str = "blobgpt") -> Engine:
+    """A real engine on a toy trunk."""
+    toy = ToyEngine(kind, V)
+    toy.card.model_hash = "a" * 64
+    return Engine(ToyTrunk(toy.head.layers), toy.head, toy.space, toy.card)
+
+
+def group() -> GroupEngine:
+    """Subjects a and b, of the same model and 30 and 20 vertices."""
+    one = engine("blobgpt")
+    part = np.arange(20)
+    heads = {"a": one.head, "b": one.head.take(part)}
+    spaces = {
+        name: replace(space, subject=name)
+        for name, space in (("a", one.space), ("b", one.space.take(part)))
+    }
+    return GroupEngine(one.runtime, heads, spaces, one.card)
 
 
 class TestClock:
@@ -105,10 +125,11 @@ class TestClock:
 
 
 def picture(seed: int, size: tuple[int, int] = (9, 8)) -> np.ndarray:
-    """uint8 [H,W,3]; never as bright as 255 in its first corner."""
-    image = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
-    image.flat[0] = seed % 200
-    return image
+    """uint8 [H,W,3]."""
+    return np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+
+
+WHITE = np.full((8, 8, 3), 255, np.uint8)
 
 
 def file(seed: int, format: str = "PNG") -> bytes:
@@ -118,21 +139,24 @@ def file(seed: int, format: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def pool(engine: ToyEngine, n: int = 12) -> ArrayCandidates:
+def pool(n: int = 12) -> ArrayCandidates:
     """Latents of n random candidates, image-00 and so on, of the toy engine's model."""
     latents = np.random.default_rng(3).standard_normal((n, 7)).astype(np.float32)
     return ArrayCandidates(latents, [f"image-{i:02d}" for i in range(n)], "a" * 64)
 
 
 def service(
-    engine: Any = None, *, logs: Path | None = None, candidates: Any = None, **limits: Any
+    on: Engine | GroupEngine | None = None,
+    *,
+    candidates: Any = None,
+    logs: Path | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    **limits: Any,
 ) -> Service:
-    """A service that is not started; of `clock` and `limits` what is given."""
-    engine = engine or ServedEngine()
-    clock = limits.pop("clock", None)
-    own = {} if clock is None else {"clock": clock}
-    held = pool(engine) if candidates is None else candidates
-    return Service(engine, name="toy", pool=held, logs=logs, limits=Limits(**limits), **own)
+    """A service that is not started yet."""
+    return Service(
+        on or engine(), name="toy", pool=candidates, logs=logs, limits=Limits(**limits), clock=clock
+    )
 
 
 def asked(**fields: Any) -> OpenSession:

@@ -10,6 +10,8 @@ from ..group_engine import GroupEngine
 from .limits import Limits
 from .requests import About, PoolAbout
 
+KINDS = {"blobgpt": "latent", "factortopy": "tokens"}  # of heads, by what they read
+
 
 def about(engine: Engine | GroupEngine, name: str, pool: Any, limits: Limits) -> About:
     """The model, its vertices and regions, the pool and the limits."""
@@ -33,7 +35,7 @@ def _about_pool(pool: Any) -> PoolAbout:
     index = getattr(pool, "index", None)
     if index is None:  # candidates of a lab's own
         return PoolAbout(len(pool), "fp32", "")
-    kind = "projection" if index.basis else "features"
+    kind = "projection" if index.basis else KINDS.get(index.key.head, "features")
     return PoolAbout(len(pool), index.key.dtype, kind)
 
 

@@ -15,7 +15,7 @@ from ..engine import Engine
 from ..group_engine import GroupEngine
 from ..machine import usable_cores
 from ..pool_build import Projection
-from .lane import Clock, Job, Lane, within
+from .lane import Clock, Lane, within
 from .limits import Limits
 from .metrics import Metrics
 from .pictures import Image, Pixels, check_count, decoded
@@ -49,7 +49,7 @@ class Wish:
         return self.folded.score(rows[self.subjects[0]])
 
 
-Jobs: TypeAlias = Sequence[Job[Wish | None]]  # None warms the engine up
+Wishes: TypeAlias = Sequence[Wish | None]  # None warms the engine up
 
 
 class EngineLane:
@@ -128,9 +128,9 @@ class EngineLane:
         """The engine of one subject."""
         return self._engines[self._one(subject)]
 
-    def close(self, refusal: Refusal) -> None:
+    def close(self, refuse: Callable[[], Refusal]) -> None:
         """Refuse what comes from now on."""
-        self._lane.close(refusal)
+        self._lane.close(refuse)
 
     async def ended(self, seconds: float) -> bool:
         """Wait so long for what was accepted; whether all of it was answered."""
@@ -139,7 +139,7 @@ class EngineLane:
     def abandon(self) -> None:
         """Refuse what is left of a closed lane."""
         self._lane.abandon()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._decoders.shutdown(wait=False)
 
     async def _answer(self, images: Sequence[Image], seconds: float, prepare: Prepare) -> Any:
         check_count(images, self._limits)
@@ -165,6 +165,8 @@ class EngineLane:
     def _chosen(self, subjects: Sequence[str] | None) -> tuple[str, ...]:
         if subjects is None:
             return self.subjects
+        if not subjects:
+            raise Refusal("invalid", "subjects", expected="one at least", got="none")
         return tuple(dict.fromkeys(self._one(subject) for subject in subjects))
 
     def _one(self, subject: str | None) -> str:
@@ -192,30 +194,25 @@ class EngineLane:
             retry_after_s=self._limits.stall_s,
         )
 
-    def _joins(self, job: Job[Wish | None], batch: Jobs) -> bool:
-        first, wish = batch[0].payload, job.payload
+    def _joins(self, wish: Wish | None, batch: Wishes) -> bool:
+        first = batch[0]
         if first is None or wish is None or first.basis != wish.basis:
             return False
-        count = sum(len(other.payload.images) for other in batch if other.payload is not None)
+        count = sum(len(other.images) for other in batch if other is not None)
         return count + len(wish.images) <= self._limits.images
 
-    def _work(self, batch: Jobs) -> None:
-        wishes = [job.payload for job in batch if job.payload is not None]
+    def _work(self, batch: Wishes) -> Sequence[Any]:
+        wishes = [wish for wish in batch if wish is not None]
         if not wishes:
             self._engine.warm_up(warm_batches(self._limits.images))
-            batch[0].finish(None)
-            return
+            return [None]
         try:
-            answers = self._run(wishes)
+            return self._run(wishes)
         except Exception as error:
-            if len(batch) == 1:
-                batch[0].fail(error)
-                return
-            for job in batch:
-                self._work([job])
-            return
-        for job, answer in zip(batch, answers, strict=True):
-            job.finish(answer)
+            return [error] if len(wishes) == 1 else [self._alone(wish) for wish in wishes]
+
+    def _alone(self, wish: Wish) -> Any:
+        return self._work([wish])[0]
 
     def _run(self, wishes: Sequence[Wish]) -> list[Any]:
         images = [image for wish in wishes for image in wish.images]

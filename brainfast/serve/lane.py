@@ -39,24 +39,18 @@ class Job(Generic[P]):
         self.future: asyncio.Future[Any] = self._loop.create_future()
 
     def finish(self, answer: Any) -> None:
-        """Answer, from any thread."""
-        self._call(self._settle, answer, None)
-
-    def fail(self, error: BaseException) -> None:
-        """Answer with an error, from any thread."""
-        self._call(self._settle, None, error)
-
-    def _call(self, what: Callable[..., None], *arguments: Any) -> None:
+        """Answer, or with an exception fail, from any thread."""
         with suppress(RuntimeError):  # the loop was closed: nobody waits
-            self._loop.call_soon_threadsafe(what, *arguments)
+            self._loop.call_soon_threadsafe(self._settle, answer)
 
-    def _settle(self, answer: Any, error: BaseException | None) -> None:
+    def _settle(self, answer: Any) -> None:
         if self.future.done():
             return
-        if error is None:
+        if not isinstance(answer, Exception):
             self.future.set_result(answer)
             return
-        self.future.set_exception(error)
+        stops = isinstance(answer, StopIteration)  # which no future takes
+        self.future.set_exception(RuntimeError(repr(answer)) if stops else answer)
         self.future.exception()  # whoever waited may have gone: it is no error of the loop's
 
 
@@ -76,18 +70,19 @@ class Place:
 class Lane(Generic[P]):
     """Does jobs in the order they came, some together, on a thread of its own.
 
-    room: how many may wait; work: does a batch, and finishes or fails each of its jobs; joins:
-    whether a waiting job goes with a batch (none does without); changed: called on the lane's
-    thread when a batch begins and when it ends; last: called there when the lane ends.
+    room: how many may wait; work: answers the payloads of a batch, each by what it asked for or an
+    exception; joins: whether a waiting job goes with a batch (none does without); changed: called
+    on the lane's thread when a batch begins, and when it ends, before anybody is answered; last:
+    called there when the lane ends.
     """
 
     def __init__(
         self,
         name: str,
         room: int,
-        work: Callable[[Sequence[Job[P]]], None],
+        work: Callable[[Sequence[P]], Sequence[Any]],
         *,
-        joins: Callable[[Job[P], Sequence[Job[P]]], bool] | None = None,
+        joins: Callable[[P, Sequence[P]], bool] | None = None,
         clock: Clock = time.monotonic,
         changed: Callable[[], None] = _nothing,
         last: Callable[[], None] = _nothing,
@@ -100,7 +95,7 @@ class Lane(Generic[P]):
         self._running: list[Job[P]] = []
         self._since: float | None = None
         self._held = 0
-        self._closed: Refusal | None = None
+        self._refuse: Callable[[], Refusal] | None = None
         self._stopping = False
         self._ended = False
         self._tell_end: list[Callable[[], None]] = []
@@ -111,7 +106,12 @@ class Lane(Generic[P]):
     @property
     def waiting(self) -> int:
         """Jobs that wait for their turn, or are being prepared."""
-        return len(self._queue) + self._held
+        return self.queued + self._held
+
+    @property
+    def queued(self) -> int:
+        """Jobs that wait for their turn."""
+        return len(self._queue)
 
     @property
     def running_s(self) -> float:
@@ -122,8 +122,8 @@ class Lane(Generic[P]):
     def place(self) -> Place:
         """Room for one job; a full or closed lane is a Refusal."""
         with self._condition:
-            if self._closed is not None:
-                raise self._closed
+            if self._refuse is not None:
+                raise self._refuse()
             if len(self._queue) + self._held >= self.room:
                 raise Refusal(
                     "busy",
@@ -144,7 +144,7 @@ class Lane(Generic[P]):
         job = Job(payload, self._clock() + seconds, keep)
         with self._condition:
             if self._stopping:
-                job.fail(self._closed or _stopped(self.name))
+                job.finish(self._refusal())
             else:
                 self._queue.append(job)
                 self._begin()
@@ -162,10 +162,10 @@ class Lane(Generic[P]):
         """`submit` and `answer`."""
         return await self.answer(self.submit(payload, seconds, keep=keep), seconds)
 
-    def close(self, refusal: Refusal) -> None:
+    def close(self, refuse: Callable[[], Refusal]) -> None:
         """Refuse what comes from now on; what was accepted is done, and then the lane ends."""
         with self._condition:
-            self._closed = self._closed or refusal
+            self._refuse = self._refuse or refuse
             self._begin()
             self._condition.notify_all()
 
@@ -199,7 +199,10 @@ class Lane(Generic[P]):
             self._queue.clear()
             self._condition.notify_all()
         for job in left:
-            job.fail(self._closed or _stopped(self.name))
+            job.finish(self._refusal())
+
+    def _refusal(self) -> Refusal:
+        return self._refuse() if self._refuse is not None else _stopped(self.name)
 
     def _begin(self) -> None:
         """Start the thread, with the condition held; a lane that is never used has none."""
@@ -221,19 +224,24 @@ class Lane(Generic[P]):
     def _run(self) -> None:
         while batch := self._take():
             self._told(self._changed)
-            try:
-                self._work(batch)
-            except BaseException as error:  # a lane that ends would leave all others waiting
-                for job in batch:
-                    job.fail(error)
+            answers = self._answers([job.payload for job in batch])
             with self._condition:
                 self._running, self._since = [], None
             self._told(self._changed)
+            for job, answer in zip(batch, answers, strict=True):
+                job.finish(answer)
         self._told(self._last)
         with self._condition:
             self._ended = True
         for tell in self._tell_end:
             tell()
+
+    def _answers(self, payloads: Sequence[P]) -> Sequence[Any]:
+        try:
+            return self._work(payloads)
+        except BaseException as error:  # a lane that ends would leave all others waiting
+            known = isinstance(error, Exception)
+            return [error if known else RuntimeError(repr(error))] * len(payloads)
 
     def _take(self) -> list[Job[P]]:
         """The next batch; none where the lane ends."""
@@ -247,7 +255,7 @@ class Lane(Generic[P]):
                     break
             if self._joins is not None:
                 for job in tuple(self._queue):
-                    if self._joins(job, batch):
+                    if self._joins(job.payload, [other.payload for other in batch]):
                         self._queue.remove(job)
                         batch += self._alive(job)
             self._running, self._since = batch, self._clock()
@@ -255,13 +263,13 @@ class Lane(Generic[P]):
 
     def _finished(self) -> bool:
         left = self._queue or self._held
-        return self._stopping or (self._closed is not None and not left)
+        return self._stopping or (self._refuse is not None and not left)
 
     def _alive(self, job: Job[P]) -> list[Job[P]]:
         """The job, unless its turn came too late."""
         if job.keep or self._clock() < job.deadline:
             return [job]
-        job.fail(_timed_out(self.name, "its turn in time"))
+        job.finish(_timed_out(self.name, "its turn in time"))
         return []
 
     def _told(self, call: Callable[[], None]) -> None:
@@ -283,16 +291,9 @@ async def within(future: asyncio.Future[T], seconds: float | None, name: str) ->
         raise _timed_out(name, f"an answer within {seconds:g} s") from None
 
 
-def each(
-    batch: Sequence[Job[Callable[[], Any]]],
-    told: Callable[[Exception], Exception] = lambda error: error,
-) -> None:
-    """The work of a lane whose jobs are calls; told: what their errors are answered as."""
-    for job in batch:
-        try:
-            job.finish(job.payload())
-        except Exception as error:
-            job.fail(told(error))
+def each(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """The work of a lane whose payloads are calls, one a batch."""
+    return [call() for call in calls]
 
 
 def _timed_out(name: str, expected: str) -> Refusal:

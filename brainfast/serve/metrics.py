@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 class Metrics:
     """Counters and histograms of one server.
 
-    way: "http" or "zmq"; operation: "predict", "next", ...; code: "ok" or that of a refusal.
+    way: "http" or "zmq"; operation: "predict", "next", ...; code: "ok", that of a refusal, or
+    "cancelled" where the client went away.
     """
 
     def __init__(self) -> None:
@@ -68,7 +70,10 @@ class Metrics:
         start, code = time.perf_counter(), "ok"
         try:
             yield
-        except BaseException as error:
+        except asyncio.CancelledError:
+            code = "cancelled"
+            raise
+        except Exception as error:
             code = code_of(error)
             raise
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Literal, get_args
 
@@ -39,6 +38,8 @@ HTTP_STATUS: dict[Code, int] = {
     "internal": 500,
 }
 
+LONGEST_LINE = 1000  # letters: an error may quote what was asked
+
 _log = logging.getLogger("brainfast.serve")
 
 
@@ -74,7 +75,9 @@ class Refusal(BrainfastError):
 
     def reply(self) -> ErrorReply:
         """As it goes over the wire."""
-        return ErrorReply(self.code, str(self), self.retry_after_s)
+        line = str(self)
+        short = line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
+        return ErrorReply(self.code, short, self.retry_after_s)
 
 
 def code_of(error: BaseException) -> Code:
@@ -85,17 +88,14 @@ def code_of(error: BaseException) -> Code:
         return "invalid"
     if isinstance(error, TimeoutError):
         return "timed_out"
-    if isinstance(error, asyncio.CancelledError):
-        return "draining"
     return "internal"
 
 
 def refusal_of(error: BaseException) -> Refusal:
     """Any error as a refusal: a user's mistake keeps its line, a defect goes to the log.
 
-    BrainfastError and messages that cannot be read are "invalid", a TimeoutError is "timed_out";
-    a request that was cancelled under a server that ends is "draining". What is left is "internal",
-    and its traceback is logged by "brainfast.serve".
+    BrainfastError and messages that cannot be read are "invalid", a TimeoutError is "timed_out".
+    What is left is "internal", and its traceback is logged by "brainfast.serve".
     """
     code = code_of(error)
     if isinstance(error, Refusal):
@@ -110,8 +110,6 @@ def refusal_of(error: BaseException) -> Refusal:
         return Refusal(
             code, "request", expected="an answer in time", got="none", remedy="try again"
         )
-    if code == "draining":
-        return Refusal(code, "request", expected="an answer", got="a server that ends")
     _log.error("a request failed", exc_info=error)
     return Refusal(
         code,

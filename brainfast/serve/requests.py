@@ -69,7 +69,7 @@ class SessionState(msgspec.Struct, frozen=True):
 
 
 class PoolAbout(msgspec.Struct, frozen=True):
-    """The candidates; kind: "latent", "tokens" or "projection", "" where it is not known."""
+    """The candidates; kind: "latent", "tokens" or "projection"; "" of a lab's own."""
 
     items: int
     dtype: str

@@ -21,6 +21,7 @@ Doubles: TypeAlias = NDArray[np.float64]
 Basis: TypeAlias = Literal["features", "response"]
 
 CACHE_BYTES = 256 << 20
+LONGEST_TEXT = 4096
 CORNERS = 4  # tokens around the place where a vertex looks
 
 
@@ -42,17 +43,27 @@ class Folded:
         return np.stack(scores)
 
 
+def goal_of(objective: Any, most: int) -> Objective:
+    """What `Objective` takes; more than `most`, and endless texts, are a Refusal."""
+    goal = Objective.of(objective)
+    longest = max(len(name) for name in goal.names)
+    if len(goal) > most or longest > LONGEST_TEXT:
+        raise Refusal(
+            "too_large",
+            "objective",
+            expected=f"at most {most}, of {LONGEST_TEXT} letters",
+            got=f"{len(goal)}, of {longest}",
+        )
+    return goal
+
+
 def fold(engine: Engine, objective: Any, most: int) -> Folded:
     """An objective on features, or on the response where those cost more or stay on a GPU.
 
     Errors: BrainfastError for what the subject does not have; Refusal for more than `most`
     objectives.
     """
-    goal = Objective.of(objective)
-    if len(goal) > most:
-        raise Refusal(
-            "too_large", "objective", expected=f"at most {most} at once", got=str(len(goal))
-        )
+    goal = goal_of(objective, most)
     weights = goal.weights(engine.space)
     if not reads_features(engine, len(goal)):
         return Folded("response", weights.astype(np.float64), np.zeros(len(goal)))

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from ..engine import Engine
 from ..group_engine import GroupEngine
 from ..loop.choice import Choice
-from ..objective import Objective
 from ..pool import Pool
 from ..pool_choice import Candidate
 from .about import about
@@ -29,6 +28,7 @@ from .opening import begin, check_name
 from .pictures import Image
 from .refusal import Refusal
 from .requests import About, OpenSession, SessionState
+from .scoring import goal_of
 from .session_lane import SessionLane
 
 STARTING_RETRY_S = 1.0
@@ -138,10 +138,11 @@ class Service:
     ) -> list[list[Candidate]]:
         """The k best candidates of every objective, [O][k]; it needs no engine that works."""
         seconds = self._taking(timeout_s)
-        pool, goal = self._need_pool(), Objective.of(objective)
-        self._check_sizes(goal, k)
+        pool = self._need_pool()
+        self._check_k(k)
 
         def choose() -> list[list[Candidate]]:
+            goal = goal_of(objective, self.limits.objectives)
             found = pool.top(goal, k, exclude=exclude)
             return [found[name] for name in goal.names]
 
@@ -194,7 +195,9 @@ class Service:
         """Do what a session has accepted, sync its log and close it."""
         lane = self._session(name)
         lane.close(
-            Refusal("conflict", f"session {name}", expected="an open one", got="one that closes")
+            lambda: Refusal(
+                "conflict", f"session {name}", expected="an open one", got="one that closes"
+            )
         )
         if not await lane.ended(self.limits.timeout_s):
             raise Refusal(
@@ -217,14 +220,13 @@ class Service:
 
     async def _drain(self) -> None:
         self._tell_state()
-        refusal = _draining()
         lanes: dict[str, EngineLane | Lane[Any] | SessionLane] = {
             "engine": self._engine,
             "pool": self._pool,
             **{f"session {name}": lane for name, lane in self._sessions.items()},
         }
         for lane in lanes.values():
-            lane.close(refusal)
+            lane.close(_draining)
         waits = [lane.ended(self.limits.drain_s) for lane in lanes.values()]
         ends = await asyncio.gather(*waits, return_exceptions=True)
         for (name, lane), end in zip(lanes.items(), ends, strict=True):
@@ -271,15 +273,11 @@ class Service:
             )
         return self.pool
 
-    def _check_sizes(self, goal: Objective, k: int) -> None:
-        for name, given, most in (
-            ("k", k, self.limits.top),
-            ("objectives", len(goal), self.limits.objectives),
-        ):
-            if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-                raise Refusal("invalid", name, expected="a number from 1", got=repr(given))
-            if given > most:
-                raise Refusal("too_large", name, expected=f"at most {most}", got=str(given))
+    def _check_k(self, k: int) -> None:
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise Refusal("invalid", "k", expected="a number from 1", got=repr(k))
+        if k > self.limits.top:
+            raise Refusal("too_large", "k", expected=f"at most {self.limits.top}", got=str(k))
 
     def _new_session(self, name: str, request: OpenSession) -> SessionLane:
         pool = self._need_pool()
@@ -315,7 +313,7 @@ class Service:
 
     def _give_up(self, lane: SessionLane) -> None:
         """A session that could not be opened leaves nothing."""
-        lane.close(_draining())
+        lane.close(_draining)
         self._forget(lane)
 
     def _forget(self, lane: SessionLane) -> None:

@@ -53,7 +53,8 @@ class SessionLane:
         self.session: Session | None = None
         self._limits, self._start, self._publish, self._tell_end = limits, start, publish, last
         self._objectives: list[str] = []
-        self._failure: BaseException | None = None
+        self._not_opened = Exception("not opened yet")
+        self._failure: Exception | None = None
         self._syncs = 0
         self._lane: Lane[Call] = Lane(
             f"session {name}", limits.session_waiting, _calls, clock=clock, last=self._end
@@ -112,9 +113,9 @@ class SessionLane:
         state: SessionState = await self._call(self._state)
         return state
 
-    def close(self, refusal: Refusal) -> None:
+    def close(self, refuse: Callable[[], Refusal]) -> None:
         """Refuse what comes from now on; what was accepted is done, and the log closed then."""
-        self._lane.close(refusal)
+        self._lane.close(refuse)
 
     async def ended(self, seconds: float) -> bool:
         """Wait so long for the end of a closed lane; whether it has come, with the log synced.
@@ -141,16 +142,19 @@ class SessionLane:
     async def _call(self, work: Callable[[Session], Any], *, keep: bool = False) -> Any:
         def call() -> Any:
             if self.session is None:
-                raise Refusal(
-                    "not_found", f"session {self.name}", expected="an open one", got="none"
-                )
+                raise self._not_opened
             return work(self.session)
 
         return await self._lane.call(call, self._limits.timeout_s, keep=keep)
 
     def _open(self) -> SessionState:
-        header = check_log(self.name, self.request, self.log)
-        self.session = self._start(self.request, self.log)
+        try:
+            header = check_log(self.name, self.request, self.log)
+            session = self._start(self.request, self.log)
+        except Exception as error:
+            self._not_opened = _of_the_disk(error)
+            raise
+        self.session = session
         header = header or read_log(self.log).header
         self._objectives = [header["objective"]]
         self._publish(SessionEvent(self.name, "opened", time.time()))
@@ -268,8 +272,11 @@ def _check_trial(trial: int) -> None:
         raise Refusal("invalid", "trial", expected="a number from 0", got=repr(trial))
 
 
-def _calls(batch: Sequence[Job[Call]]) -> None:
-    each(batch, _of_the_disk)
+def _calls(batch: Sequence[Call]) -> list[Any]:
+    try:
+        return each(batch)
+    except Exception as error:
+        return [_of_the_disk(error)]
 
 
 def _of_the_disk(error: Exception) -> Exception:

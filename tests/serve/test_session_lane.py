@@ -1,0 +1,404 @@
+"""Sessions behind a server: retries, queues, disks that hang or refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from brainfast.errors import BrainfastError
+from brainfast.loop import read_log, replay
+from brainfast.loop.log import LogWriter
+from brainfast.serve.refusal import Refusal
+from brainfast.serve.service import Service
+from serve_world import Gate, V, asked, betas, engine, happens, on_loop, pool, service
+
+
+async def refusal(request: Any) -> Refusal:
+    """Why it is refused."""
+    with pytest.raises(Refusal) as caught:
+        await request
+    return caught.value
+
+
+async def started(logs: Path, **options: Any) -> Service:
+    """A service with a pool, and logs."""
+    served = service(logs=logs, candidates=options.pop("candidates", None) or pool(), **options)
+    await served.start()
+    return served
+
+
+async def opened(logs: Path, **options: Any) -> Service:
+    """The same, with a session called run."""
+    served = await started(logs, **options)
+    await served.open_session("run", asked())
+    return served
+
+
+def kinds(log: Path) -> list[str]:
+    """What happened in a session."""
+    return [event["event"] for event in read_log(log).events]
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """A disk that hangs at the first `tell` of the session called slow."""
+    gate, append = Gate(), LogWriter.append
+
+    def slow(self: LogWriter, event: Any) -> None:
+        if self.path.name == "slow.jsonl" and event["event"] == "tell":
+            gate.wait()
+        append(self, event)
+
+    monkeypatch.setattr(LogWriter, "append", slow)
+    return gate
+
+
+@on_loop
+async def test_a_session_from_its_opening_to_its_end(tmp_path: Path) -> None:
+    served = await started(tmp_path)
+    state = await served.open_session("run-1", asked(strategy="ucb", exclude=["image-00"]))
+    assert (state.strategy, state.objectives, state.allowed) == ("ucb", ["FFA - PPA"], 11)
+    assert served.sessions() == ["run-1"]
+    choices = [await served.next("run-1", trial) for trial in range(3)]
+    await served.tell("run-1", 1, betas(1))
+    await served.skip("run-1", 0)
+    state = await served.session("run-1")
+    assert (state.trials, state.told, state.skipped, state.late) == (3, 1, 1, 0)
+    assert [(one.trial, one.image) for one in state.outstanding] == [(2, choices[2].image)]
+    await served.close_session("run-1")
+    assert served.sessions() == []
+    log = tmp_path / state.log
+    assert kinds(log) == ["session", *["choice"] * 3, "tell", "skip"]
+    assert replay(log).difference is None
+    assert (await refusal(served.next("run-1", 0))).code == "not_found"
+
+
+@on_loop
+async def test_what_is_asked_twice_is_done_once(tmp_path: Path) -> None:
+    served = await opened(tmp_path)
+    first = await served.next("run", 0)
+    assert await served.next("run", 0) == first
+    second = await served.next("run", 1)
+    assert await served.next("run", 0) == first
+    for _ in range(2):
+        await served.tell("run", 0, betas(0))
+        await served.skip("run", 1)
+    assert await served.next("run", 1) == second
+    assert (await served.next("run")).trial == 2  # without a number it is another one each time
+    assert (await served.next("run")).trial == 3
+    await served.drain()
+    expected = ["session", "choice", "choice", "tell", "skip", "choice", "choice"]
+    assert kinds(tmp_path / "run.jsonl") == expected
+
+
+@on_loop
+async def test_what_differs_from_what_was_done_is_a_conflict(tmp_path: Path) -> None:
+    served = await opened(tmp_path)
+    conflicts = [served.next("run", 1), served.tell("run", 0, betas(0)), served.skip("run", 0)]
+    for wrong in conflicts:  # trials of which there is none yet
+        assert (await refusal(wrong)).code == "conflict"
+    await served.next("run", 0)
+    await served.next("run", 1)
+    await served.tell("run", 0, betas(0))
+    await served.skip("run", 1)
+    for wrong in (
+        served.tell("run", 0, betas(7)),
+        served.tell("run", 1, betas(1)),
+        served.skip("run", 0),
+    ):
+        error = await refusal(wrong)
+        assert error.code == "conflict"
+        assert "trial" in error.name
+    assert (await served.session("run")).told == 1
+
+
+@on_loop
+async def test_retries_that_overlap_choose_once(tmp_path: Path) -> None:
+    served = await opened(tmp_path)
+    choices = await asyncio.gather(*(served.next("run", 0) for _ in range(5)))
+    assert set(choices) == {choices[0]}
+    assert (await served.session("run")).trials == 1
+
+
+@pytest.mark.parametrize("trial", [-1, True, "0", 1.0])
+@on_loop
+async def test_a_trial_is_a_number(tmp_path: Path, trial: Any) -> None:
+    served = await opened(tmp_path)
+    for wrong in (
+        served.next("run", trial),
+        served.tell("run", trial, betas(0)),
+        served.skip("run", trial),
+    ):
+        assert (await refusal(wrong)).code == "invalid"
+
+
+@pytest.mark.parametrize(
+    ("measured", "subject"),
+    [
+        (np.full(V, np.nan, np.float32), None),
+        (np.full(V, np.inf, np.float32), None),
+        (np.where(np.arange(V) % 3 == 2, np.nan, 0.0).astype(np.float32), None),  # all of PPA
+        (np.zeros(V - 1, np.float32), None),
+        (np.zeros((1, V), np.float32), None),
+        (np.array(["x"] * V), None),
+        (np.zeros(V, np.float32), "subj02"),
+    ],
+)
+@on_loop
+async def test_betas_that_cannot_be_told(tmp_path: Path, measured: Any, subject: Any) -> None:
+    served = await opened(tmp_path)
+    await served.next("run", 0)
+    for _ in range(2):
+        with pytest.raises(BrainfastError, match="measured"):
+            await served.tell("run", 0, measured, subject=subject)
+    assert len((await served.session("run")).outstanding) == 1
+    some = betas(0)
+    some[:2] = np.nan
+    await served.tell("run", 0, some, subject="subj01")
+    await served.tell("run", 0, some)  # NaN are the same NaN
+    assert (await served.session("run")).told == 1
+
+
+@on_loop
+async def test_a_pool_that_is_used_up_and_one_with_nothing_to_choose(tmp_path: Path) -> None:
+    names = list(pool().ids)
+    served = await started(tmp_path)
+    await served.open_session("run", asked(exclude=names[1:]))
+    await served.next("run", 0)
+    with pytest.raises(BrainfastError):
+        await served.next("run", 1)
+    assert (await served.session("run")).trials == 1
+    with pytest.raises(BrainfastError):
+        await served.open_session("none", asked(exclude=names))
+        await served.next("none", 0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../run", "a/b", "/etc/x", ".hidden", "-x", "a\0b", "a b", "é", "a" * 65, "a\n"],
+)
+@on_loop
+async def test_a_name_is_a_file_name_and_no_path(tmp_path: Path, name: str) -> None:
+    served = await started(tmp_path / "logs")
+    assert (await refusal(served.open_session(name, asked()))).code == "invalid"
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("name", ["a", "sub-01_run.2", "A" * 64, "0..1"])
+@on_loop
+async def test_names_that_a_lab_gives(tmp_path: Path, name: str) -> None:
+    served = await started(tmp_path)
+    assert (await served.open_session(name, asked())).log == f"{name}.jsonl"
+    assert (tmp_path / f"{name}.jsonl").is_file()
+
+
+@on_loop
+async def test_without_a_pool_or_logs_there_are_no_sessions(tmp_path: Path) -> None:
+    for served in (service(logs=tmp_path), service(candidates=pool())):
+        await served.start()
+        missing = await refusal(served.open_session("run", asked()))
+        assert missing.code == "not_found"
+        assert "brainfast serve MODEL --pool" in str(missing)
+    assert (await refusal(service_without_pool().select("FFA"))).code == "starting"
+
+
+def service_without_pool() -> Service:
+    """Not started."""
+    return service()
+
+
+@on_loop
+async def test_a_log_that_is_there_is_resumed_or_left_alone(tmp_path: Path) -> None:
+    served = await opened(tmp_path)
+    choices = [await served.next("run", trial) for trial in range(2)]
+    await served.tell("run", 0, betas(0))
+    await served.close_session("run")
+    before = (tmp_path / "run.jsonl").read_bytes()
+    there = await refusal(served.open_session("run", asked()))
+    assert (there.code, "resume=true" in str(there)) == ("conflict", True)
+    assert (tmp_path / "run.jsonl").read_bytes() == before
+    assert (await refusal(served.open_session("new", asked(resume=True)))).code == "not_found"
+    other = await refusal(served.open_session("run", asked(resume=True, strategy="explore")))
+    assert (other.code, other.name) == ("conflict", "strategy")
+    other = await refusal(served.open_session("run", asked(resume=True, objective="FFA")))
+    assert (other.code, other.name) == ("conflict", "objective")
+    state = await served.open_session("run", asked(resume=True))
+    assert (state.trials, state.told, state.objectives) == (2, 1, ["FFA - PPA"])
+    assert [await served.next("run", trial) for trial in range(2)] == choices
+    await served.tell("run", 0, betas(0))
+    assert (await served.next("run", 2)).trial == 2
+
+
+@on_loop
+async def test_a_design_without_its_log_is_left_alone(tmp_path: Path) -> None:
+    beside = tmp_path / "run.jsonl.design.safetensors"
+    beside.write_bytes(b"of an older session")
+    served = await started(tmp_path)
+    there = await refusal(served.open_session("run", asked()))
+    assert there.code == "conflict"
+    assert beside.read_bytes() == b"of an older session"
+
+
+@on_loop
+async def test_a_session_is_opened_once_whoever_asks(tmp_path: Path) -> None:
+    served = await started(tmp_path)
+    states = await asyncio.gather(*(served.open_session("run", asked()) for _ in range(3)))
+    assert states[0] == states[1] == states[2]
+    await served.next("run", 0)
+    assert (await refusal(served.open_session("run", asked()))).code == "conflict"
+    again = await served.open_session("run", asked(resume=True))
+    assert again.trials == 1
+    other = await refusal(served.open_session("run", asked(resume=True, seed=9)))
+    assert (other.code, other.name) == ("conflict", "seed")
+    assert (await refusal(served.open_session("run", asked(seed=9)))).code == "conflict"
+    assert kinds(tmp_path / "run.jsonl") == ["session", "choice"]
+
+
+@on_loop
+async def test_an_opening_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    served = await started(tmp_path, sessions=1)
+    wrong = [served.open_session("run", asked(objective="FFB - PPA")) for _ in range(2)]
+    for error in await asyncio.gather(*wrong, return_exceptions=True):
+        assert isinstance(error, BrainfastError)
+        assert "FFB" in str(error)
+    assert served.sessions() == []
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(BrainfastError, match="objective"):
+        await served.open_session("run", asked(objective=None))
+    assert (await served.open_session("run", asked())).trials == 0
+
+
+@on_loop
+async def test_so_many_sessions_may_be_open(tmp_path: Path) -> None:
+    served = await started(tmp_path, sessions=2)
+    await served.open_session("a", asked())
+    await served.open_session("b", asked())
+    assert (await refusal(served.open_session("c", asked()))).code == "busy"
+    await served.close_session("a")
+    await served.open_session("c", asked())
+    assert served.sessions() == ["b", "c"]
+
+
+@on_loop
+async def test_a_disk_that_hangs_holds_up_its_own_session_alone(tmp_path: Path, held: Gate) -> None:
+    served = await started(tmp_path, session_waiting=2)
+    for name in ("slow", "fast"):
+        await served.open_session(name, asked())
+        await served.next(name, 0)
+    hanging = asyncio.ensure_future(served.tell("slow", 0, betas(0)))
+    await happens(held.entered)
+    behind = [asyncio.ensure_future(served.next("slow", 1)) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert (await refusal(served.next("slow", 1))).code == "busy"
+    for trial in range(4):
+        await served.tell("fast", trial, betas(trial))
+        assert (await served.next("fast", trial + 1)).trial == trial + 1
+    assert not hanging.done()
+    held.open()
+    await hanging
+    assert [choice.trial for choice in await asyncio.gather(*behind)] == [1, 1]
+    assert kinds(tmp_path / "slow.jsonl") == ["session", "choice", "tell", "choice"]
+
+
+@on_loop
+async def test_a_tell_that_nobody_waits_for_is_done_and_a_next_is_not(
+    tmp_path: Path, held: Gate
+) -> None:
+    served = await started(tmp_path)
+    await served.open_session("slow", asked())
+    for trial in range(3):
+        await served.next("slow", trial)
+    calls = [served.tell("slow", 0, betas(0)), served.next("slow", 3)]
+    calls += [served.tell("slow", 1, betas(1)), served.skip("slow", 2)]
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    await happens(held.entered)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    held.open()
+    state = await served.session("slow")
+    assert (state.trials, state.told, state.skipped) == (3, 2, 1)
+
+
+@on_loop
+async def test_a_call_that_takes_too_long_can_be_asked_again(tmp_path: Path, held: Gate) -> None:
+    served = await started(tmp_path, timeout_s=0.05)
+    await served.open_session("slow", asked())
+    await served.next("slow", 0)
+    late = await refusal(served.tell("slow", 0, betas(0)))
+    assert late.code == "timed_out"
+    held.open()
+    lane = served._sessions["slow"]
+    lane._limits = served.limits.__class__()  # from here on as patient as ever
+    await served.tell("slow", 0, betas(0))
+    assert (await served.session("slow")).told == 1
+    await served.close_session("slow")
+    assert kinds(tmp_path / "slow.jsonl") == ["session", "choice", "tell"]
+
+
+@on_loop
+async def test_a_disk_that_refuses_a_line_is_no_mistake_of_the_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await opened(tmp_path)
+    write, full = os.write, threading.Event()
+
+    def refuse(file: int, data: Any) -> int:
+        if full.is_set() and b'"event":"choice"' in bytes(data):
+            raise OSError(28, "No space left on device")
+        return write(file, data)
+
+    monkeypatch.setattr(os, "write", refuse)
+    full.set()
+    error = await refusal(served.next("run", 0))
+    assert error.code == "internal"
+    assert "No space left" in str(error)
+    full.clear()
+    assert (await served.next("run", 0)).trial == 0
+    assert kinds(tmp_path / "run.jsonl") == ["session", "choice"]
+
+
+@on_loop
+async def test_a_log_that_cannot_be_synced_is_told_when_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await opened(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(5, "I/O error")))
+    await served.next("run", 0)
+    error = await refusal(served.close_session("run"))
+    assert (error.code, "I/O error" in str(error)) == ("internal", True)
+    assert served.sessions() == []
+
+
+@on_loop
+async def test_the_objective_of_a_choice(tmp_path: Path) -> None:
+    served = await opened(tmp_path)
+    assert (await served.next("run", 0, objective="FFA - PPA")).trial == 0
+    assert (await refusal(served.next("run", 1, objective="FFA"))).code == "invalid"
+
+
+@on_loop
+async def test_sessions_go_on_while_the_trunk_stalls(tmp_path: Path) -> None:
+    from serve_world import TestClock, picture
+
+    clock, model = TestClock(), engine()
+    served = service(model, logs=tmp_path, candidates=pool(), clock=clock)
+    await served.start()
+    await served.open_session("run", asked())
+    gate = model.runtime.next_gate()
+    first = asyncio.ensure_future(served.predict([picture(0)]))
+    await happens(gate.entered)
+    clock.now += 11
+    assert served.state == "stalled"
+    choice = await served.next("run", 0)
+    await served.tell("run", 0, betas(0))
+    assert (await served.open_session("other", asked())).trials == 0
+    assert choice.trial == 0
+    gate.open()
+    await first
