@@ -6,19 +6,21 @@ import asyncio
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from brainfast.engine import Engine
 from brainfast.group_engine import GroupEngine
 from brainfast.loop import ArrayCandidates
 from brainfast.serve.limits import Limits
+from brainfast.serve.refusal import Refusal
 from brainfast.serve.requests import OpenSession
 from brainfast.serve.service import Service
 from brainfast.tokens import Tokens
@@ -41,6 +43,13 @@ def on_loop(test: Callable[..., Any]) -> Callable[..., None]:
 async def happens(event: threading.Event) -> None:
     """Wait for another thread, without holding up the loop."""
     assert await asyncio.to_thread(event.wait, PATIENCE_S), "it did not happen"
+
+
+async def refusal(request: Awaitable[Any]) -> Refusal:
+    """Why a request is refused."""
+    with pytest.raises(Refusal) as caught:
+        await request
+    return caught.value
 
 
 class Gate:

@@ -18,7 +18,7 @@ from ..pool_build import Projection
 from .lane import Clock, Lane, within
 from .limits import Limits
 from .metrics import Metrics
-from .pictures import Image, Pixels, check_count, decoded
+from .pictures import Decoded, Image, check_count, decoded
 from .refusal import Refusal
 from .scoring import Basis, Folded, FoldedCache, fold
 
@@ -33,7 +33,7 @@ class Wish:
     folded: the objectives to score by, None where responses are wanted
     """
 
-    images: list[Pixels]
+    images: list[Decoded]
     subjects: tuple[str, ...]
     folded: Folded | None = None
 
@@ -227,7 +227,7 @@ class EngineLane:
         self._metrics.images_total.inc(len(images))
         return answers
 
-    def _computed(self, images: list[Pixels], subjects: Sequence[str], basis: Basis) -> Rows:
+    def _computed(self, images: list[Decoded], subjects: Sequence[str], basis: Basis) -> Rows:
         if basis == "features":  # which are the same for every subject
             rows = Projection(self._engines[subjects[0]], None).features(images)
             return dict.fromkeys(subjects, rows)

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from ..images import as_images
+from ..images import CHANNEL_COUNTS, as_images
 from .limits import Limits
 from .refusal import Refusal
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Image: TypeAlias = bytes | Pixels
+Decoded: TypeAlias = Pixels | Pillow.Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
@@ -45,8 +46,8 @@ def check_count(images: Any, limits: Limits) -> None:
         )
 
 
-def decoded(images: Sequence[Image], limits: Limits) -> list[Pixels]:
-    """Files and arrays as uint8 [H,W,3] each, by the rules of `brainfast.images.as_images`.
+def decoded(images: Sequence[Image], limits: Limits) -> list[Decoded]:
+    """Files and arrays as an engine takes them, by the rules of `brainfast.images.as_images`.
 
     All headers are looked at before the first file is decoded, and `limits.pixels` counts them
     together. What is no image, or of a kind that is not read here, is a Refusal that says which
@@ -65,7 +66,13 @@ def decoded(images: Sequence[Image], limits: Limits) -> list[Pixels]:
                 got=f"{width} x {height}" + (f", {pixels} in all" if index else ""),
                 remedy="scale them down first: the model reads far fewer",
             )
-    return as_images(opened)
+    return [_plain(image) for image in as_images([_plain(image) for image in opened])]
+
+
+def _plain(image: Decoded) -> Decoded:
+    """The same image, so that nobody takes its height for channels."""
+    tall = isinstance(image, np.ndarray) and image.shape[0] not in CHANNEL_COUNTS
+    return image if tall or isinstance(image, Pillow.Image) else Pillow.fromarray(image)
 
 
 def _bytes(image: Any) -> int:
@@ -73,7 +80,7 @@ def _bytes(image: Any) -> int:
     return int(getattr(image, "nbytes", 0)) or (len(image) if isinstance(image, bytes) else 0)
 
 
-def _open(image: Any, name: str) -> Pillow.Image | Pixels:
+def _open(image: Any, name: str) -> Decoded:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise _invalid(name, "uint8 [H,W,3]", f"{image.dtype} {list(image.shape)}")

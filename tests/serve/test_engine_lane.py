@@ -11,17 +11,20 @@ import pytest
 from brainfast.errors import BrainfastError
 from brainfast.objective import Objective
 from brainfast.serve.engine_lane import warm_batches
-from brainfast.serve.refusal import Refusal
 from brainfast.serve.scoring import FoldedCache, fold, reads_features
 from brainfast.serve.service import Service
-from serve_world import WHITE, TestClock, engine, file, group, happens, on_loop, picture, service
-
-
-async def refusal(request: Any) -> Refusal:
-    """Why it is refused."""
-    with pytest.raises(Refusal) as caught:
-        await request
-    return caught.value
+from serve_world import (
+    WHITE,
+    TestClock,
+    engine,
+    file,
+    group,
+    happens,
+    on_loop,
+    picture,
+    refusal,
+    service,
+)
 
 
 async def started(*given: Any, **options: Any) -> Service:

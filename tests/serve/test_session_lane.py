@@ -14,16 +14,22 @@ import pytest
 from brainfast.errors import BrainfastError
 from brainfast.loop import read_log, replay
 from brainfast.loop.log import LogWriter
-from brainfast.serve.refusal import Refusal
+from brainfast.serve.limits import Limits
 from brainfast.serve.service import Service
-from serve_world import Gate, V, asked, betas, engine, happens, on_loop, pool, service
-
-
-async def refusal(request: Any) -> Refusal:
-    """Why it is refused."""
-    with pytest.raises(Refusal) as caught:
-        await request
-    return caught.value
+from serve_world import (
+    Gate,
+    TestClock,
+    V,
+    asked,
+    betas,
+    engine,
+    happens,
+    on_loop,
+    picture,
+    pool,
+    refusal,
+    service,
+)
 
 
 async def started(logs: Path, **options: Any) -> Service:
@@ -171,17 +177,33 @@ async def test_a_pool_that_is_used_up_and_one_with_nothing_to_choose(tmp_path: P
     served = await started(tmp_path)
     await served.open_session("run", asked(exclude=names[1:]))
     await served.next("run", 0)
-    with pytest.raises(BrainfastError):
+    with pytest.raises(BrainfastError, match="pool"):
         await served.next("run", 1)
     assert (await served.session("run")).trials == 1
-    with pytest.raises(BrainfastError):
-        await served.open_session("none", asked(exclude=names))
+    state = await served.open_session("none", asked(exclude=names))
+    assert (state.allowed, state.problem) == (0, None)
+    with pytest.raises(BrainfastError, match="pool"):
         await served.next("none", 0)
+    assert (await served.session("none")).trials == 0
 
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "../run", "a/b", "/etc/x", ".hidden", "-x", "a\0b", "a b", "é", "a" * 65, "a\n"],
+    [
+        "",
+        ".",
+        "..",
+        "../run",
+        "a/b",
+        "/etc/x",
+        ".hidden",
+        "-x",
+        "a\0b",
+        "a b",
+        "é",
+        "a" * 65,
+        "a\n",
+    ],
 )
 @on_loop
 async def test_a_name_is_a_file_name_and_no_path(tmp_path: Path, name: str) -> None:
@@ -205,12 +227,6 @@ async def test_without_a_pool_or_logs_there_are_no_sessions(tmp_path: Path) -> N
         missing = await refusal(served.open_session("run", asked()))
         assert missing.code == "not_found"
         assert "brainfast serve MODEL --pool" in str(missing)
-    assert (await refusal(service_without_pool().select("FFA"))).code == "starting"
-
-
-def service_without_pool() -> Service:
-    """Not started."""
-    return service()
 
 
 @on_loop
@@ -328,14 +344,15 @@ async def test_a_tell_that_nobody_waits_for_is_done_and_a_next_is_not(
 
 @on_loop
 async def test_a_call_that_takes_too_long_can_be_asked_again(tmp_path: Path, held: Gate) -> None:
-    served = await started(tmp_path, timeout_s=0.05)
+    served = await started(tmp_path)
     await served.open_session("slow", asked())
     await served.next("slow", 0)
+    lane = served._sessions["slow"]
+    lane._limits, patient = Limits(timeout_s=0.02), lane._limits
     late = await refusal(served.tell("slow", 0, betas(0)))
     assert late.code == "timed_out"
+    lane._limits = patient
     held.open()
-    lane = served._sessions["slow"]
-    lane._limits = served.limits.__class__()  # from here on as patient as ever
     await served.tell("slow", 0, betas(0))
     assert (await served.session("slow")).told == 1
     await served.close_session("slow")
@@ -385,8 +402,6 @@ async def test_the_objective_of_a_choice(tmp_path: Path) -> None:
 
 @on_loop
 async def test_sessions_go_on_while_the_trunk_stalls(tmp_path: Path) -> None:
-    from serve_world import TestClock, picture
-
     clock, model = TestClock(), engine()
     served = service(model, logs=tmp_path, candidates=pool(), clock=clock)
     await served.start()
