@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
-from ..loop.ranking import Strategy
 from .limits import Limits
 
 PROTOCOL = 1
 
 SESSION_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
+# As `brainfast.loop.ranking.Strategy`, which a client would have to import an engine for.
+Strategy = Literal["greedy", "ucb", "thompson", "explore", "random"]
 Id = Annotated[str, msgspec.Meta(max_length=1024)]
 
 
