@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..group_engine import GroupEngine
-from ..loop.design import design_path
+from ..loop.design_file import design_path
 from ..loop.log import read_log
 from ..loop.session import Session
 from .refusal import Refusal
 from .requests import SESSION_NAME, OpenSession
+
+# What a request hands on to the session as it is.
+OPTIONS = tuple(
+    field for field in OpenSession.__struct_fields__ if field not in ("objective", "resume")
+)
 
 
 def check_name(name: str) -> None:
@@ -25,11 +31,8 @@ def check_name(name: str) -> None:
         )
 
 
-def check_log(name: str, request: OpenSession, log: Path) -> dict[str, Any] | None:
-    """The header of the log that a request goes on with; None where it begins one.
-
-    Refused: to begin on a log that is there, to go on with none, or with that of another session.
-    """
+def check_log(name: str, request: OpenSession, log: Path) -> None:
+    """Refuse to begin on a log that is there, or to go on with none or with another session's."""
     there = next((path for path in (log, design_path(log)) if path.exists()), None)
     if not request.resume:
         if there is not None:
@@ -40,7 +43,7 @@ def check_log(name: str, request: OpenSession, log: Path) -> dict[str, Any] | No
                 got=f"one whose {there.name} is there already",
                 remedy="resume it with resume=true, or choose another name",
             )
-        return None
+        return
     if not log.exists():
         raise Refusal(
             "not_found",
@@ -50,31 +53,34 @@ def check_log(name: str, request: OpenSession, log: Path) -> dict[str, Any] | No
             remedy="begin it with resume=false",
         )
     header = read_log(log).header
-    for field, logged, wanted in _asked(request, header):
-        if logged != wanted:
+    begun = {"deadline_ms": header.get("deadline_ms"), **header.get("options", {})}
+    check_same(name, request, header.get("objectives", []), begun)
+
+
+def check_same(
+    name: str, request: OpenSession, objectives: Sequence[str], begun: Mapping[str, Any]
+) -> None:
+    """Refuse a request that says otherwise than a session was begun; its defaults say nothing."""
+    plain = OpenSession()
+    wanted = {
+        field: getattr(request, field)
+        for field in OPTIONS
+        if getattr(request, field) != getattr(plain, field)
+    }
+    had = {field: begun.get(field) for field in wanted}
+    if request.objective is not None:
+        texts = [request.objective] if isinstance(request.objective, str) else request.objective
+        wanted["objective"], had["objective"] = list(texts), list(objectives)
+    for field, value in wanted.items():
+        before = had[field]
+        if value != (list(before) if isinstance(before, tuple) else before):
             raise Refusal(
                 "conflict",
                 field,
-                expected=f"{logged!r}, as in the log of session {name}",
-                got=repr(wanted),
+                expected=f"{before!r}, with which session {name} was begun",
+                got=repr(value),
                 remedy="leave it out to resume, or begin a session of another name",
             )
-    return header
-
-
-def _asked(request: OpenSession, header: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(field, logged, wanted) of what a request says otherwise than by default."""
-    logged = {**header["options"], **header}
-    plain = OpenSession()
-    asked = [
-        (field, logged.get(field), getattr(request, field))
-        for field in request.__struct_fields__
-        if field not in ("objective", "resume") and getattr(request, field) != getattr(plain, field)
-    ]
-    if request.objective is not None:
-        texts = [request.objective] if isinstance(request.objective, str) else request.objective
-        asked.append(("objective", header["objective"], ", ".join(texts)))
-    return asked
 
 
 def begin(pool: Any, engine: Any, request: OpenSession, log: Path) -> Session:
@@ -84,9 +90,5 @@ def begin(pool: Any, engine: Any, request: OpenSession, log: Path) -> Session:
     if request.objective is None:
         raise Refusal("invalid", "objective", expected="one, to begin a session", got="none")
     own = getattr(pool, "engine", None) is not None or isinstance(engine, GroupEngine)
-    options = {
-        field: getattr(request, field)
-        for field in request.__struct_fields__
-        if field not in ("objective", "resume")
-    }
+    options = {field: getattr(request, field) for field in OPTIONS}
     return Session(pool, request.objective, engine=None if own else engine, log=log, **options)

@@ -42,6 +42,7 @@ class Outstanding(msgspec.Struct, frozen=True):
 
     trial: int
     image: str
+    objective: str
     score: float | None
     late: bool
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import BrainfastError
 from ..loop.choice import Choice
-from ..loop.log import read_log
 from ..loop.session import Session
 from .events import ChoiceEvent, Event, SessionEvent, SkipEvent, TellEvent
 from .lane import Clock, Job, Lane, each
 from .limits import Limits
-from .opening import check_log
+from .opening import check_log, check_same
 from .refusal import Refusal
 from .requests import OpenSession, Outstanding, SessionState
 
@@ -52,7 +52,6 @@ class SessionLane:
         self.name, self.request, self.log = name, request, log
         self.session: Session | None = None
         self._limits, self._start, self._publish, self._tell_end = limits, start, publish, last
-        self._objectives: list[str] = []
         self._not_opened = Exception("not opened yet")
         self._failure: Exception | None = None
         self._syncs = 0
@@ -149,19 +148,18 @@ class SessionLane:
 
     def _open(self) -> SessionState:
         try:
-            header = check_log(self.name, self.request, self.log)
+            check_log(self.name, self.request, self.log)
             session = self._start(self.request, self.log)
         except Exception as error:
             self._not_opened = _of_the_disk(error)
             raise
         self.session = session
-        header = header or read_log(self.log).header
-        self._objectives = [header["objective"]]
         self._publish(SessionEvent(self.name, "opened", time.time()))
         return self._state(self.session)
 
     def _rejoined(self, session: Session, request: OpenSession) -> SessionState:
-        check_log(self.name, request, self.log)
+        begun = {"deadline_ms": session.deadline_ms, **asdict(session.options)}
+        check_same(self.name, request, session.objectives, begun)
         return self._state(session)
 
     def _end(self) -> None:
@@ -176,16 +174,10 @@ class SessionLane:
         self._tell_end()
 
     def _next(self, session: Session, trial: int | None, objective: str | None) -> Choice:
-        if objective is not None and objective not in self._objectives:
-            raise Refusal(
-                "invalid",
-                "objective",
-                expected=f"that of the session, {', '.join(self._objectives)}",
-                got=repr(objective),
-            )
-        made = len(session.choices)
+        choices = session.choices
+        made = len(choices)
         if trial is not None and trial < made:
-            return session.choices[trial]
+            return _asked_before(choices[trial], objective)
         if trial is not None and trial > made:
             raise Refusal(
                 "conflict",
@@ -194,13 +186,13 @@ class SessionLane:
                 got=str(trial),
                 remedy=f"ask for {made}",
             )
-        choice = session.next()
+        choice = session.next(objective)
         self._publish(
             ChoiceEvent(
                 session=self.name,
                 trial=choice.trial,
                 image=choice.image,
-                objective=self._objectives[0],
+                objective=choice.objective,
                 score=choice.score,
                 uncertainty=choice.uncertainty,
                 ties=choice.ties,
@@ -249,7 +241,7 @@ class SessionLane:
         status = [session.status(choice.trial) for choice in choices]
         return SessionState(
             name=self.name,
-            objectives=self._objectives,
+            objectives=list(session.objectives),
             strategy=session.options.strategy,
             deadline_ms=session.deadline_ms,
             trials=len(choices),
@@ -257,7 +249,7 @@ class SessionLane:
             skipped=status.count("skipped"),
             late=sum(choice.late for choice in choices),
             outstanding=[
-                Outstanding(choice.trial, choice.image, choice.score, choice.late)
+                Outstanding(choice.trial, choice.image, choice.objective, choice.score, choice.late)
                 for choice in session.outstanding
             ],
             allowed=int(session.allowed().sum()),
@@ -265,6 +257,19 @@ class SessionLane:
             log=self.log.name,
             dropped_bytes=session.dropped_bytes,
         )
+
+
+def _asked_before(choice: Choice, objective: str | None) -> Choice:
+    """A choice that is there, unless it was for another objective than it is asked for now."""
+    if objective not in (None, choice.objective):
+        raise Refusal(
+            "conflict",
+            "objective",
+            expected=f"{choice.objective!r}, for which trial {choice.trial} was chosen",
+            got=repr(objective),
+            remedy="ask for the next trial",
+        )
+    return choice
 
 
 def _check_trial(trial: int) -> None:

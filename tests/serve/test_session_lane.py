@@ -396,8 +396,20 @@ async def test_a_log_that_cannot_be_synced_is_told_when_it_is_closed(
 @on_loop
 async def test_the_objective_of_a_choice(tmp_path: Path) -> None:
     served = await opened(tmp_path)
-    assert (await served.next("run", 0, objective="FFA - PPA")).trial == 0
-    assert (await refusal(served.next("run", 1, objective="FFA"))).code == "invalid"
+    await served.open_session("both", asked(objective=["FFA", "PPA - V1"]))
+    asked_for = ["PPA - V1", None, "PPA - V1", "FFA"]
+    choices = [
+        await served.next("both", trial, objective=name) for trial, name in enumerate(asked_for)
+    ]
+    assert [one.objective for one in choices] == ["PPA - V1", "FFA", "PPA - V1", "FFA"]
+    assert await served.next("both", 1) == choices[1]
+    assert await served.next("both", 1, objective="FFA") == choices[1]
+    conflict = await refusal(served.next("both", 0, objective="FFA"))
+    assert (conflict.code, conflict.name) == ("conflict", "objective")
+    state = await served.session("both")
+    assert (state.objectives, state.trials) == (["FFA", "PPA - V1"], 4)
+    with pytest.raises(BrainfastError, match="objective"):
+        await served.next("run", 0, objective="FFA")
 
 
 @on_loop
