@@ -20,7 +20,9 @@ from brainfast.errors import BrainfastError
 from brainfast.loop import Session, read_log, replay
 from brainfast.loop.log import LogWriter
 from brainfast.pool import Pool
+from brainfast.serve import engine_lane
 from brainfast.serve.events import ChoiceEvent, SessionEvent
+from brainfast.serve.pictures import decoded
 from serve_world import (
     Gate,
     asked,
@@ -228,6 +230,41 @@ async def test_drain_answers_what_was_accepted_and_refuses_the_rest(
 
 
 @on_loop
+async def test_drain_waits_for_images_that_are_still_being_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = hold_decoding(monkeypatch)
+    served = service()
+    await served.start()
+    accepted = asyncio.ensure_future(served.predict([file(1)]))
+    await happens(gate.entered)
+    drain = asyncio.ensure_future(served.drain())
+    await asyncio.sleep(0)
+    assert (await refusal(served.predict([picture(1)]))).code == "draining"
+    gate.open()
+    assert len((await accepted)[""]) == 1
+    await drain
+
+
+@on_loop
+async def test_images_that_are_being_decoded_take_room_until_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = hold_decoding(monkeypatch)
+    served = service(waiting=1)
+    await served.start()
+    gone = asyncio.ensure_future(served.predict([file(1)]))
+    await happens(gate.entered)
+    gone.cancel()
+    await asyncio.wait([gone])
+    assert (await refusal(served.predict([picture(1)]))).code == "busy"
+    gate.open()
+    while served._engine.waiting:
+        await asyncio.sleep(0)
+    assert len((await served.predict([picture(1)]))[""]) == 1
+
+
+@on_loop
 async def test_a_trunk_that_hangs_does_not_hold_up_the_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -343,6 +380,18 @@ async def test_sessions_are_counted(tmp_path: Path) -> None:
     count = next(line for line in text.splitlines() if "sync_seconds_count" in line)
     assert 1 <= float(count.split()[1]) <= 4  # one sync may cover several lines
     assert served.metrics.text().decode().count(count) == 1
+
+
+def hold_decoding(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """The gate at which images wait to be decoded."""
+    gate = Gate()
+
+    def slow(*given: Any) -> Any:
+        gate.wait()
+        return decoded(*given)
+
+    monkeypatch.setattr(engine_lane, "decoded", slow)
+    return gate
 
 
 def hold_tells(monkeypatch: pytest.MonkeyPatch, log: str) -> Gate:
