@@ -34,6 +34,8 @@ class OpenSession(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exclude: list[Id] = msgspec.field(default_factory=list)
     deadline_ms: float = 20.0
     model_share: float = 0.5
+    balance: bool = False
+    min_distance: float = 0.0
     resume: bool = False
 
 

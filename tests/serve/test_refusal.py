@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
 from brainfast.errors import BrainfastError
+from brainfast.loop import Session, options
 from brainfast.serve.limits import Limits
 from brainfast.serve.refusal import CODES, HTTP_STATUS, ErrorReply, Refusal, refusal_of
-from brainfast.serve.requests import OpenSession
+from brainfast.serve.requests import OpenSession, Strategy
 
 
 def test_every_code_has_its_status() -> None:
@@ -86,6 +88,17 @@ def test_what_was_asked_is_not_quoted_without_end() -> None:
 def test_a_limit_is_a_number_above_0(name: str, value: Any) -> None:
     with pytest.raises(BrainfastError, match=name):
         Limits(**{name: value})
+
+
+def test_a_request_has_what_a_session_takes() -> None:
+    session = inspect.signature(Session).parameters
+    for field in msgspec.structs.fields(OpenSession):
+        if field.name in ("objective", "resume"):
+            continue
+        default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+        taken = session[field.name].default
+        assert default == (list(taken) if isinstance(taken, tuple) else taken)
+    assert get_args(Strategy) == get_args(options.Strategy)
 
 
 def test_counts_are_whole() -> None:

@@ -68,7 +68,9 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Gate:
 @on_loop
 async def test_a_session_from_its_opening_to_its_end(tmp_path: Path) -> None:
     served = await started(tmp_path)
-    state = await served.open_session("run-1", asked(strategy="ucb", exclude=["image-00"]))
+    state = await served.open_session(
+        "run-1", asked(strategy="ucb", exclude=["image-00"], min_distance=0.1)
+    )
     assert (state.strategy, state.objectives, state.allowed) == ("ucb", ["FFA - PPA"], 11)
     assert served.sessions() == ["run-1"]
     choices = [await served.next("run-1", trial) for trial in range(3)]
