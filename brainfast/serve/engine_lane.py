@@ -61,9 +61,9 @@ class EngineLane:
     another's images. Files are decoded on threads of their own before that.
 
     Whether an answer's bits depend on what it was batched with is the trunk runtime's to say: those
-    of "compile" never do; torch, ONNX Runtime and TensorRT may choose another order of summation
-    for another number of images, within the tolerance of their precision. Scores and readouts on
-    the CPU are computed row by row and add nothing to that.
+    of "compile" do not, it runs image by image; torch, ONNX Runtime and TensorRT, and a GPU's head,
+    promise no order of summation and so the tolerance of their precision alone. Scores, and heads
+    on the CPU, take no notice of the other images.
     """
 
     def __init__(
@@ -123,10 +123,6 @@ class EngineLane:
 
         answer: NDArray[np.float64] = await self._answer(images, seconds, folded)
         return answer
-
-    def engine_of(self, subject: str | None = None) -> Engine:
-        """The engine of one subject."""
-        return self._engines[self._one(subject)]
 
     def close(self, refuse: Callable[[], Refusal]) -> None:
         """Refuse what comes from now on."""

@@ -11,6 +11,8 @@ from ..errors import BrainfastError
 class Limits:
     """Bounds of one server; every wait and every queue has one.
 
+    Requests that wait hold their decoded images: `waiting` times `pixels` times 3 bytes at most.
+
     images: of one request, and of one batch; request_bytes: of its body; pixels: of all its images
     together; objectives: of one request; top: candidates that one selection may ask for.
     waiting: requests for the engine, or the pool, that wait for their turn; session_waiting: calls

@@ -63,11 +63,13 @@ class Service:
         self.metrics, self.events = Metrics(), Events(self.limits.subscribers)
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._engine = EngineLane(
+        self._engine_lane = EngineLane(
             engine, self.limits, self.metrics, clock=clock, changed=self._from_thread(self._watch)
         )
-        self._pool: Lane[Callable[[], Any]] = Lane("pool", self.limits.waiting, each, clock=clock)
-        self._sessions: dict[str, SessionLane] = {}
+        self._pool_lane: Lane[Callable[[], Any]] = Lane(
+            "pool", self.limits.waiting, each, clock=clock
+        )
+        self._session_lanes: dict[str, SessionLane] = {}
         self._warm = self._closed = False
         self._told: State | None = None
         self._watching: asyncio.TimerHandle | None = None
@@ -83,13 +85,13 @@ class Service:
             return "draining"
         if not self._warm:
             return "starting"
-        return "stalled" if self._engine.stalled else "ready"
+        return "stalled" if self._engine_lane.stalled else "ready"
 
     async def start(self) -> None:
         """Warm the engine up, in batches of every size; ready afterwards."""
         self._loop = asyncio.get_running_loop()
         self._tell_state()
-        await self._engine.warm_up()
+        await self._engine_lane.warm_up()
         self._warm = True
         self._tell_state()
 
@@ -109,7 +111,7 @@ class Service:
         images: files (JPEG, PNG, WebP, ...) as bytes, or uint8 [H,W,3]; subjects: all without.
         """
         start = time.perf_counter()
-        found = await self._engine.predict(images, subjects, self._taking(timeout_s))
+        found = await self._engine_lane.predict(images, subjects, self._taking(timeout_s))
         latency_ms = (time.perf_counter() - start) * 1e3
         self.events.publish(PredictEvent(len(images), latency_ms, time.time()))
         return found
@@ -126,7 +128,7 @@ class Service:
 
         objective: what `Objective` takes; subject: needed where the model has several.
         """
-        return await self._engine.score(images, objective, subject, self._taking(timeout_s))
+        return await self._engine_lane.score(images, objective, subject, self._taking(timeout_s))
 
     async def select(
         self,
@@ -146,7 +148,7 @@ class Service:
             found = pool.top(goal, k, exclude=exclude)
             return [found[name] for name in goal.names]
 
-        chosen: list[list[Candidate]] = await self._pool.call(choose, seconds)
+        chosen: list[list[Candidate]] = await self._pool_lane.call(choose, seconds)
         return chosen
 
     async def open_session(self, name: str, request: OpenSession) -> SessionState:
@@ -158,7 +160,7 @@ class Service:
         """
         self._taking(None)
         check_name(name)
-        lane = self._sessions.get(name)
+        lane = self._session_lanes.get(name)
         if lane is not None:
             return await lane.again(request)
         lane = self._new_session(name, request)
@@ -189,7 +191,9 @@ class Service:
 
     def sessions(self) -> list[str]:
         """Names of the open ones."""
-        return sorted(name for name, lane in self._sessions.items() if lane.session is not None)
+        return sorted(
+            name for name, lane in self._session_lanes.items() if lane.session is not None
+        )
 
     async def close_session(self, name: str) -> None:
         """Do what a session has accepted, sync its log and close it."""
@@ -221,9 +225,9 @@ class Service:
     async def _drain(self) -> None:
         self._tell_state()
         lanes: dict[str, EngineLane | Lane[Any] | SessionLane] = {
-            "engine": self._engine,
-            "pool": self._pool,
-            **{f"session {name}": lane for name, lane in self._sessions.items()},
+            "engine": self._engine_lane,
+            "pool": self._pool_lane,
+            **{f"session {name}": lane for name, lane in self._session_lanes.items()},
         }
         for lane in lanes.values():
             lane.close(_draining)
@@ -289,7 +293,7 @@ class Service:
                 got="one without a folder for them",
                 remedy="brainfast serve MODEL --pool POOL --logs DIR",
             )
-        if len(self._sessions) >= self.limits.sessions:
+        if len(self._session_lanes) >= self.limits.sessions:
             raise Refusal(
                 "busy",
                 "sessions",
@@ -307,7 +311,7 @@ class Service:
             last=self._from_thread(lambda: self._forget(lane)),
             clock=self._clock,
         )
-        self._sessions[name] = lane
+        self._session_lanes[name] = lane
         lane.when_opened(lambda error: None if error is None else self._give_up(lane))
         return lane
 
@@ -318,13 +322,13 @@ class Service:
 
     def _forget(self, lane: SessionLane) -> None:
         self._measure_syncs(lane)
-        if self._sessions.get(lane.name) is lane:
-            del self._sessions[lane.name]
+        if self._session_lanes.get(lane.name) is lane:
+            del self._session_lanes[lane.name]
 
     def _session(self, name: str) -> SessionLane:
         if self._draining is not None:
             raise _draining()
-        if name not in self._sessions:
+        if name not in self._session_lanes:
             raise Refusal(
                 "not_found",
                 f"session {name!r:.80}",
@@ -332,7 +336,7 @@ class Service:
                 got=f"one of {', '.join(self.sessions())}" if self.sessions() else "none",
                 remedy="open it first, with resume=true where it has a log",
             )
-        return self._sessions[name]
+        return self._session_lanes[name]
 
     def _note(self, event: Event) -> None:
         if isinstance(event, ChoiceEvent):
@@ -368,10 +372,10 @@ class Service:
     def _measure(self) -> None:
         """Numbers that are only looked at when somebody asks."""
         self._tell_state()
-        lanes = list(self._sessions.values())
+        lanes = list(self._session_lanes.values())
         self.metrics.sessions.set(len(self.sessions()))
-        self.metrics.waiting.labels("engine").set(self._engine.waiting)
-        self.metrics.waiting.labels("pool").set(self._pool.waiting)
+        self.metrics.waiting.labels("engine").set(self._engine_lane.waiting)
+        self.metrics.waiting.labels("pool").set(self._pool_lane.waiting)
         self.metrics.waiting.labels("sessions").set(sum(lane.waiting for lane in lanes))
         for lane in lanes:
             self._measure_syncs(lane)

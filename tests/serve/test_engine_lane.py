@@ -37,9 +37,9 @@ async def started(*given: Any, **options: Any) -> Service:
 
 async def queued(served: Service, *requests: Any) -> list[asyncio.Task[Any]]:
     """Requests on their way, all of which wait in the queue by now."""
-    before = served._engine.waiting
+    before = served._engine_lane.waiting
     tasks = [asyncio.ensure_future(request) for request in requests]
-    while served._engine._lane.queued < before + len(requests):
+    while served._engine_lane._lane.queued < before + len(requests):
         await asyncio.sleep(0)
     return tasks
 

@@ -259,7 +259,7 @@ async def test_images_that_are_being_decoded_take_room_until_they_are(
     await asyncio.wait([gone])
     assert (await refusal(served.predict([picture(1)]))).code == "busy"
     gate.open()
-    while served._engine.waiting:
+    while served._engine_lane.waiting:
         await asyncio.sleep(0)
     assert len((await served.predict([picture(1)]))[""]) == 1
 
@@ -276,7 +276,7 @@ async def test_a_trunk_that_hangs_does_not_hold_up_the_end(
     running = asyncio.ensure_future(served.predict([picture(0)]))
     await happens(gate.entered)
     waiting = asyncio.ensure_future(served.predict([picture(1)]))
-    while served._engine._lane.queued == 0:
+    while served._engine_lane._lane.queued == 0:
         await asyncio.sleep(0)
     with caplog.at_level(logging.WARNING, "brainfast.serve"):
         await served.drain()
@@ -299,7 +299,7 @@ async def test_a_disk_that_hangs_does_not_hold_up_the_end(
     for name in ("slow", "fast"):
         await served.open_session(name, asked())
         await served.next(name, 0)
-    slow = served._sessions["slow"]
+    slow = served._session_lanes["slow"]
     hanging = asyncio.ensure_future(served.tell("slow", 0, betas(0)))
     await happens(disk.entered)
     await served.drain()

@@ -349,7 +349,7 @@ async def test_a_call_that_takes_too_long_can_be_asked_again(tmp_path: Path, hel
     served = await started(tmp_path)
     await served.open_session("slow", asked())
     await served.next("slow", 0)
-    lane = served._sessions["slow"]
+    lane = served._session_lanes["slow"]
     lane._limits, patient = Limits(timeout_s=0.02), lane._limits
     late = await refusal(served.tell("slow", 0, betas(0)))
     assert late.code == "timed_out"
