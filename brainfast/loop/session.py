@@ -224,6 +224,11 @@ class Session:
         with self._condition:
             return self._trial(trial).status
 
+    def responses(self, trial: int) -> tuple[float, ...]:
+        """What was measured of every objective in a trial, z; empty until it was told."""
+        with self._condition:
+            return tuple(m.response for m in self._trial(trial).measurements)
+
     @property
     def choices(self) -> tuple[Choice, ...]:
         """All choices in order, those from before a resumption too: the number is the trial."""

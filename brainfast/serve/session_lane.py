@@ -212,7 +212,8 @@ class SessionLane:
         if status != "outstanding":
             raise _done_already(trial, status, "the betas that were told, or none")
         session.tell(choice, betas, subject=subject)
-        self._publish(TellEvent(self.name, trial, choice.image, None, time.time()))
+        response = session.responses(trial)[session.objectives.index(choice.objective)]
+        self._publish(TellEvent(self.name, trial, choice.image, response, time.time()))
 
     def _skip(self, session: Session, trial: int) -> None:
         choice = self._choice(session, trial)

@@ -299,6 +299,8 @@ def _known(running: Session, shown: tuple[Any, ...]) -> list[str]:
         running.has_told(0, np.zeros(9))
     states = [running.status(trial) for trial in range(3)]
     assert states == ["told", "skipped", "outstanding"]
+    assert running.responses(0) == pytest.approx((float(WEIGHTS @ same),))
+    assert running.responses(1) == running.responses(2) == ()
     return states
 
 
@@ -306,7 +308,8 @@ def _known(running: Session, shown: tuple[Any, ...]) -> list[str]:
 def test_a_trial_that_was_not_chosen_has_no_status(trial: int) -> None:
     with session() as running:
         choice = running.next()
-        for ask in (running.status, lambda n: running.has_told(n, betas(choice))):
+        asks = running.status, running.responses, lambda n: running.has_told(n, betas(choice))
+        for ask in asks:
             with pytest.raises(BrainfastError, match=f"one of the 1 choices, got {trial}"):
                 ask(trial)
 
