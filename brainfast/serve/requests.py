@@ -12,7 +12,7 @@ PROTOCOL = 1
 
 SESSION_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
-# As `brainfast.loop.ranking.Strategy`, which a client would have to import an engine for.
+# As `brainfast.loop.options.Strategy`, which a client would have to import an engine for.
 Strategy = Literal["greedy", "ucb", "thompson", "explore", "random"]
 Id = Annotated[str, msgspec.Meta(max_length=1024)]
 

@@ -19,6 +19,7 @@ import pytest
 from brainfast.errors import BrainfastError
 from brainfast.loop import Session, read_log, replay
 from brainfast.loop.log import LogWriter
+from brainfast.objective import Objective
 from brainfast.pool import Pool
 from brainfast.serve import engine_lane
 from brainfast.serve.events import ChoiceEvent, SessionEvent
@@ -355,6 +356,8 @@ async def test_what_happens_is_told(tmp_path: Path) -> None:
         "FFA - PPA",
     )
     assert told[7]["B"] == 2
+    weights = Objective.of("FFA - PPA").weights(served.engine.space)[0].astype(np.float64)
+    assert told[4]["response"] == pytest.approx(weights @ betas(0), abs=1e-6)
     assert isinstance(served.events.latest[-2], SessionEvent)
 
 
