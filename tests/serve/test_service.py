@@ -25,6 +25,7 @@ from brainfast.serve import engine_lane
 from brainfast.serve.events import ChoiceEvent, SessionEvent
 from brainfast.serve.pictures import decoded
 from serve_world import (
+    PATIENCE_S,
     Gate,
     asked,
     betas,
@@ -273,6 +274,7 @@ async def test_a_trunk_that_hangs_does_not_hold_up_the_end(
     await served.start()
     await served.open_session("run", asked())
     choice = await served.next("run", 0)
+    session_lane = served._session_lanes["run"]
     gate = served.engine.runtime.next_gate()
     running = asyncio.ensure_future(served.predict([picture(0)]))
     await happens(gate.entered)
@@ -285,6 +287,7 @@ async def test_a_trunk_that_hangs_does_not_hold_up_the_end(
     assert "engine did not end" in caplog.text
     for request in (running, waiting):
         assert (await refusal(request)).code == "draining"
+    assert await session_lane.ended(PATIENCE_S)  # a busy machine may need longer than drain_s
     with Session.resume(tmp_path / "run.jsonl", pool()) as session:
         assert session.choices == (choice,)
     gate.open()
@@ -300,14 +303,15 @@ async def test_a_disk_that_hangs_does_not_hold_up_the_end(
     for name in ("slow", "fast"):
         await served.open_session(name, asked())
         await served.next(name, 0)
-    slow = served._session_lanes["slow"]
+    slow, fast = (served._session_lanes[name] for name in ("slow", "fast"))
     hanging = asyncio.ensure_future(served.tell("slow", 0, betas(0)))
     await happens(disk.entered)
     await served.drain()
     assert (await refusal(hanging)).code == "draining"
+    assert await fast.ended(PATIENCE_S)
     Session.resume(tmp_path / "fast.jsonl", pool()).close()
     disk.open()
-    assert await slow.ended(60)  # what the thread was at is done, and the log closed
+    assert await slow.ended(PATIENCE_S)  # what the thread was at is done, and the log closed
     with Session.resume(tmp_path / "slow.jsonl", pool()) as session:
         assert session.status(0) == "told"
 
