@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from .errors import BrainfastError
-from .files import hash_file, load_tensors, write_json
+from .files import load_tensors, write_json
 from .objective import Objective
 from .pool_build import (
     Projection,
@@ -44,20 +44,20 @@ from .pool_file import (
     Items,
     damaged,
     describe,
-    images_hash,
     joined,
     layout,
     read_index,
     read_items,
 )
-from .pool_source import Images, Item, digests, read_source
+from .pool_source import Images, read_source
+from .pool_verify import problems_of
+from .response import Response
 from .target_pattern import TargetPattern
 
 if TYPE_CHECKING:
     from .engine import Engine
 
 Floats = npt.NDArray[np.float32]
-_BLOCK = 1024  # candidates read at a time
 
 
 class Pool:
@@ -190,15 +190,30 @@ class Pool:
         Of a target pattern too, for which the pool may not be a projection.
         """
         scores: list[Floats] = []
+        blocks = self.rows.blocks(self.index.items)
         if isinstance(objective, TargetPattern):
             pattern = objective.fold(self._need_engine("pattern"))
-            scores += [pattern.score(self._aligned(block)) for block in self._blocks()]
+            scores += [pattern.score(self._aligned("pattern", block)) for block in blocks]
         else:
             rows, offset = self.templates(objective)
-            scores += [self.rows.decoded(block) @ rows.T + offset for block in self._blocks()]
+            scores += [self.rows.decoded(block) @ rows.T + offset for block in blocks]
         found = np.concatenate(scores)
         found[self._removed] = np.nan
         return found
+
+    def response(self, names: str | Sequence[str]) -> Response:
+        """Responses [n,V] in z units to candidates, from what is stored of them, without a trunk.
+
+        They are `Engine.predict`'s up to the rounding of the pool's dtype.
+
+        Errors: BrainfastError for unknown names, a pool without its engine, or of scores alone.
+        """
+        names = (names,) if isinstance(names, str) else tuple(names)
+        engine, rows = self._need_engine("response"), self._rows(names)
+        found = np.empty((len(rows), engine.space.V), np.float32)
+        for block in self.rows.blocks(len(rows)):
+            found[block] = engine.head.readout(self._aligned("response", rows[block]))
+        return Response(found, engine.space, names=names)
 
     def top(
         self,
@@ -219,7 +234,7 @@ class Pool:
         Errors: BrainfastError for unknown names, and where fewer than k candidates are left.
         """
         out = self._removed.copy()
-        out[[self._row(name) for name in exclude]] = True
+        out[self._rows(exclude)] = True
         left = int((~out).sum())
         if not 0 < k <= left:
             raise BrainfastError(
@@ -264,15 +279,15 @@ class Pool:
     def _candidate(self, row: int, score: float) -> Candidate:
         return Candidate(self.items.names[row], row, score, self.items.categories[row])
 
-    def _aligned(self, block: slice) -> Any:
+    def _aligned(self, what: str, rows: npt.NDArray[np.int64] | slice) -> Any:
         if self.index.basis:
             raise BrainfastError(
-                "pattern",
+                what,
                 expected="a pool of all features",
                 got="one of scores on some objectives",
                 remedy="build a pool without a projection",
             )
-        return unflatten(self._need_engine("pattern").head, self.rows.decoded(block))
+        return unflatten(self._need_engine(what).head, self.rows.decoded(rows))
 
     def add(
         self,
@@ -307,7 +322,7 @@ class Pool:
         """Take candidates out of every choice from now on; their rows stay until something is
         added. What others removed meanwhile stays removed; a pool that was changed otherwise since
         it was opened is a BrainfastError."""
-        rows = [self._row(name) for name in names]
+        rows = self._rows(names).tolist()
         with unchanged(self.path, self.index, self.items) as now:
             removed = tuple(sorted({*now.removed, *rows}))
             now = now.model_copy(update={"removed": removed})
@@ -324,25 +339,7 @@ class Pool:
         The file is read and compared with its hash and the features looked at. With the source,
         every image's bytes are compared with those that the pool was built from.
         """
-        problems = []
-        if hash_file(self.path / DATA_FILE) != self.index.data_hash:
-            problems.append(f"{DATA_FILE}: bytes that were not written by the build")
-        if images_hash(self.items.digests) != self.index.key.images_hash:
-            problems.append(f"{ITEMS_FILE}: images whose hashes differ from those of the key")
-        for block in self._blocks():
-            bad = np.flatnonzero(~np.isfinite(self.rows.decoded(block)).all(axis=1))
-            names = [self.items.names[block.start + int(row)] for row in bad]
-            problems += [f"{name}: features that are not finite" for name in names]
-        if source is not None:
-            problems += self._compare(read_source(source, categories))
-        return problems
-
-    def _compare(self, sources: Sequence[Item]) -> list[str]:
-        found = dict(zip((item.name for item in sources), digests(sources), strict=True))
-        kept = {name: self.items.digests[self._row_of[name]] for name in self.names}
-        missing = [f"{name}: not in the source" for name in kept if name not in found]
-        changed = [f"{n}: other bytes" for n, old in kept.items() if found.get(n, old) != old]
-        return missing + changed + [f"{n}: not in the pool" for n in found if n not in kept]
+        return problems_of(self, None if source is None else read_source(source, categories))
 
     def _in_basis(self, objective: Objective) -> Floats:  # [O,P]
         engine = self._need_engine("this objective")
@@ -363,9 +360,8 @@ class Pool:
     def _basis_weights(self) -> Floats:  # [P,V]
         return load_tensors(self.path / BASIS_FILE)["weights"]
 
-    def _blocks(self) -> Iterator[slice]:
-        for begin in range(0, self.index.items, _BLOCK):
-            yield slice(begin, min(begin + _BLOCK, self.index.items))
+    def _rows(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
+        return np.array([self._row(name) for name in names], dtype=np.int64)
 
     def _row(self, name: str) -> int:
         if name not in self._row_of:

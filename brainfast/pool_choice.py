@@ -14,6 +14,8 @@ from . import _C
 from .errors import BrainfastError
 from .pool_file import decode
 
+_BLOCK_BYTES = 1 << 26  # of decoded features
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -50,6 +52,12 @@ class Rows:
             [(row, score) for row, score in zip(*pair, strict=True) if row >= 0]
             for pair in zip(rows.tolist(), scores.tolist(), strict=True)
         ]
+
+    def blocks(self, count: int) -> Iterator[slice]:
+        """Parts of `count` candidates, of which one may be decoded at a time."""
+        size = max(1, _BLOCK_BYTES // (4 * self.features.shape[1]))
+        for begin in range(0, count, size):
+            yield slice(begin, min(begin + size, count))
 
     def decoded(self, rows: npt.NDArray[np.int64] | slice) -> npt.NDArray[np.float32]:
         """Some candidates' features as float32."""
