@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from .errors import BrainfastError
-from .files import load_tensors, write_json
+from .files import write_json
 from .objective import Objective
 from .pool_build import (
     Projection,
@@ -29,13 +29,13 @@ from .pool_build import (
     flat_template,
     list_items,
     make_index,
+    read_basis,
     swap_added,
     unchanged,
     unflatten,
 )
 from .pool_choice import Candidate, Rows, choose_apart
 from .pool_file import (
-    BASIS_FILE,
     DATA_FILE,
     ITEMS_FILE,
     STORED,
@@ -49,7 +49,7 @@ from .pool_file import (
     read_index,
     read_items,
 )
-from .pool_source import Images, read_source
+from .pool_source import read_source
 from .pool_verify import problems_of
 from .response import Response
 from .target_pattern import TargetPattern
@@ -110,8 +110,7 @@ class Pool:
         sources = read_source(source, categories)
         projection = Projection(engine, project)
         items = list_items(sources)
-        features = projection.features(Images(sources[:1])).shape[1]
-        index = make_index(projection, items, features, dtype)
+        index = make_index(projection, items, dtype)
         if progress:
             tqdm.write(describe(index))
         build(Path(path), index, items, sources, projection, {}, batch_size, progress)
@@ -307,8 +306,9 @@ class Pool:
             self._renew(now)
             kept = np.flatnonzero(~self._removed)
             items = joined(now, kept, more)
-            projection = Projection(engine, self._basis_weights() if self.index.basis else None)
-            index = make_index(projection, items, self.index.features, self.index.key.dtype)
+            basis = read_basis(self.path, self.index) if self.index.basis else None
+            projection = Projection(engine, basis)
+            index = make_index(projection, items, self.index.key.dtype)
             index = index.model_copy(update={"basis": self.index.basis})
             check_adding(self.path, index)
             if progress:
@@ -343,7 +343,8 @@ class Pool:
 
     def _in_basis(self, objective: Objective) -> Floats:  # [O,P]
         engine = self._need_engine("this objective")
-        basis, wanted = self._basis_weights().astype(np.float64), objective.weights(engine.space)
+        basis = read_basis(self.path, self.index).astype(np.float64)
+        wanted = objective.weights(engine.space)
         found = np.linalg.lstsq(basis.T, wanted.T.astype(np.float64), rcond=None)[0].T
         rest = np.abs(found @ basis - wanted).max(axis=1)
         for name, error, weights in zip(objective.names, rest, wanted, strict=True):
@@ -354,11 +355,7 @@ class Pool:
                     got=repr(name),
                     remedy="build a pool without a projection, or with this objective in it",
                 )
-        rows: Floats = found.astype(np.float32)
-        return rows
-
-    def _basis_weights(self) -> Floats:  # [P,V]
-        return load_tensors(self.path / BASIS_FILE)["weights"]
+        return np.ascontiguousarray(found, dtype=np.float32)
 
     def _rows(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
         return np.array([self._row(name) for name in names], dtype=np.int64)

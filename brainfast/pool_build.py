@@ -72,12 +72,20 @@ class Projection:
         """Of the objectives."""
         return () if self.objective is None else self.objective.names
 
+    @property
+    def size(self) -> int:
+        """Numbers F that are kept of a candidate."""
+        head: Any = self.engine.head
+        if self.weights is not None:
+            return len(self.weights)
+        if isinstance(head, FoldedFactorTopy):
+            return head.offset_local.size * (math.prod(head.readout_grid) + 1)
+        latent: int = head.projection.K
+        return latent
+
     def hash(self) -> str | None:
-        """Of the objectives and of the readout behind them."""
-        if self.weights is None:
-            return None
-        rows, offset = flat_template(self.template)
-        return hash_arrays({"weights": self.weights, "rows": rows, "offset": offset})
+        """Of the objectives' weights."""
+        return None if self.weights is None else hash_arrays({"weights": self.weights})
 
     def features(self, images: Sequence[Any]) -> Floats:  # [B,F]
         """Of some images; what is not finite is a BrainfastError."""
@@ -116,15 +124,21 @@ def list_items(sources: Sequence[Item]) -> Items:
     )
 
 
-def make_index(projection: Projection, items: Items, features: int, dtype: Dtype) -> Index:
+def make_index(projection: Projection, items: Items, dtype: Dtype) -> Index:
     """The index of a pool of which nothing has been computed."""
     key = Key(
-        **engine_key(projection.engine),
+        **engine_key(projection.engine, projected=projection.weights is not None),
         basis_hash=projection.hash(),
         dtype=dtype,
         images_hash=images_hash(items.digests),
     )
-    return Index(key=key, items=len(items.names), features=features, done=0, basis=projection.names)
+    return Index(
+        key=key,
+        items=len(items.names),
+        features=projection.size,
+        done=0,
+        basis=projection.names,
+    )
 
 
 def build(
@@ -243,11 +257,15 @@ def _pieces(array: npt.NDArray[Any]) -> Iterator[slice]:
 
 def check_engine(folder: Path, index: Index, engine: Engine) -> None:
     """Refuse an engine of which the pool's features are not."""
-    want = engine_key(engine)
-    if index.basis:
-        weights = load_tensors(folder / BASIS_FILE)["weights"]
-        want["basis_hash"] = Projection(engine, weights).hash()
-    check_key(folder, index, want)
+    check_key(folder, index, engine_key(engine, projected=bool(index.basis)))
+
+
+def read_basis(folder: Path, index: Index) -> Floats:  # [P,V]
+    """Weights of the objectives that a pool was projected on."""
+    arrays = load_tensors(folder / BASIS_FILE)
+    if hash_arrays(arrays) != index.key.basis_hash:
+        raise damaged(folder / BASIS_FILE)
+    return arrays["weights"]
 
 
 @contextmanager

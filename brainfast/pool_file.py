@@ -41,10 +41,11 @@ STORED: dict[str, tuple[str, Any]] = {
 class Key(BaseModel, extra="forbid", frozen=True):
     """Everything that the numbers in the file depend on.
 
-    head_precision: of what is computed before the readout; head_hash: of what of the folded head
-    stands there (bottlenecks, or filters and maps), so that a pool serves any of its vertices;
-    basis_hash: of the objectives that it was projected on, with the readout behind them;
-    images_hash: of the candidates' bytes, in order.
+    head_precision: of what is computed of an image; head_hash: of what of the folded head that
+    takes (bottlenecks, or filters and maps), so that a pool serves any of its vertices; of a
+    projected pool, of the whole head. basis_hash: of the weights of the objectives that it was
+    projected on; images_hash: of the candidates' bytes, in order. All of it was given and nothing
+    computed, which each instruction set would round in its own way.
     """
 
     trunk: str
@@ -122,28 +123,36 @@ NAMES = {
 }
 
 
-def engine_key(engine: Engine) -> dict[str, Any]:
+def engine_key(engine: Engine, projected: bool) -> dict[str, Any]:
     """The part of a key that an engine decides."""
     trunk, head = engine.card.trunk, engine.head
+    factortopy = isinstance(head, FoldedFactorTopy)
     return {
         "trunk": trunk.name,
         "weights_hash": trunk.weights_hash,
         "preprocessing": trunk.preprocessing,
         "layers": tuple(trunk.layers),
         "precision": engine.runtime.precision,
-        "head": "factortopy" if isinstance(head, FoldedFactorTopy) else "blobgpt",
-        # Tokens are aligned in fp32; a latent is computed in the precision of its head.
-        "head_precision": "fp32" if isinstance(head, FoldedFactorTopy) else head.precision,
-        "head_hash": _aligner_hash(head),
+        "head": "factortopy" if factortopy else "blobgpt",
+        # Tokens are aligned in fp32; a latent and a template have the precision of their head.
+        "head_precision": "fp32" if factortopy and not projected else head.precision,
+        "head_hash": _head_hash(head, projected),
     }
 
 
-def _aligner_hash(head: Any) -> str:
+def _head_hash(head: Any, projected: bool) -> str:
     if not isinstance(head, FoldedFactorTopy):
-        return hash_arrays(head.projection.arrays())
-    arrays = {n: a for n, a in head.arrays().items() if n.startswith(("bottleneck", "offset"))}
-    arrays["grid"] = np.array([*head.readout_grid, *head.grid])
-    return hash_arrays(arrays)
+        arrays = head.projection.arrays()
+        if projected:
+            arrays |= {"weight": head.weight, "bias": head.bias}
+        return hash_arrays(arrays)
+    arrays = head.arrays()
+    grid = [*head.readout_grid, *head.grid]
+    if projected:
+        grid.append(head.samples)
+    else:
+        arrays = {n: a for n, a in arrays.items() if n.startswith(("bottleneck", "offset"))}
+    return hash_arrays(arrays | {"grid": np.array(grid)})
 
 
 def images_hash(digests: Sequence[str]) -> str:
