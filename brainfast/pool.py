@@ -17,27 +17,22 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from .errors import BrainfastError
-from .files import write_json
 from .objective import Objective
 from .pool_build import (
-    Projection,
     adding_folder,
     build,
     check_adding,
     check_engine,
     finish_swap,
-    flat_template,
     list_items,
     make_index,
     read_basis,
     swap_added,
     unchanged,
-    unflatten,
 )
 from .pool_choice import Candidate, Rows, choose_apart
 from .pool_file import (
     DATA_FILE,
-    ITEMS_FILE,
     STORED,
     Dtype,
     Index,
@@ -48,7 +43,9 @@ from .pool_file import (
     layout,
     read_index,
     read_items,
+    write_items,
 )
+from .pool_fill import Filling, Projection, flat_template, unflatten
 from .pool_source import read_source
 from .pool_verify import problems_of
 from .response import Response
@@ -95,12 +92,14 @@ class Pool:
         project: Any = None,
         categories: str | Path | None = None,
         batch_size: int = 32,
+        skip_unreadable: bool = False,
         progress: bool = False,
     ) -> Pool:
         """Compute the features of every candidate, or go on where a killed run stopped.
 
         source, categories: see `pool_source.read_source`; dtype: fp32, bf16 or int8 with a factor a
-        candidate; project: objectives, of whose scores alone the pool then consists, at most 256.
+        candidate; project: objectives, of whose scores alone the pool then consists, at most 256;
+        skip_unreadable: a candidate whose image cannot be decoded counts as removed.
         After each batch the data are synced and then the index; the space is reserved first, and
         with `progress` its size is printed before that.
 
@@ -113,7 +112,8 @@ class Pool:
         index = make_index(projection, items, dtype)
         if progress:
             tqdm.write(describe(index))
-        build(Path(path), index, items, sources, projection, {}, batch_size, progress)
+        filling = Filling(projection, sources, batch_size, skip_unreadable)
+        build(Path(path), index, items, filling, progress)
         return cls.open(path, engine)
 
     @classmethod
@@ -294,11 +294,13 @@ class Pool:
         *,
         categories: str | Path | None = None,
         batch_size: int = 32,
+        skip_unreadable: bool = False,
         progress: bool = False,
     ) -> Pool:
         """Compute further candidates into a new file, which then takes the old one's place.
 
-        Candidates that were removed are left behind. A killed run goes on when it is called again.
+        Candidates that were removed are left behind. The pool is whole at any moment: the old one
+        until the new one is. A killed run goes on when it is called again.
         """
         engine, sources = self._need_engine("add"), read_source(source, categories)
         more = list_items(sources)
@@ -313,8 +315,8 @@ class Pool:
             check_adding(self.path, index)
             if progress:
                 tqdm.write(describe(index))
-            rows, place = self.rows.stored(kept), adding_folder(self.path)
-            build(place, index, items, sources, projection, rows, batch_size, progress)
+            filling = Filling(projection, sources, batch_size, skip_unreadable, self.rows, kept)
+            build(adding_folder(self.path), index, items, filling, progress)
             swap_added(self.path)
         return Pool.open(self.path, engine)
 
@@ -324,9 +326,8 @@ class Pool:
         it was opened is a BrainfastError."""
         rows = self._rows(names).tolist()
         with unchanged(self.path, self.index, self.items) as now:
-            removed = tuple(sorted({*now.removed, *rows}))
-            now = now.model_copy(update={"removed": removed})
-            write_json(self.path / ITEMS_FILE, now.model_dump(mode="json"))
+            now = now.without(rows)
+            write_items(self.path, now)
         self._renew(now)
 
     def _renew(self, items: Items) -> None:

@@ -1,8 +1,7 @@
-"""Filling a pool: features of every candidate, batch after batch, resumed after a kill."""
+"""A pool's folder: filled part after part, resumed after a kill, and replaced as it grows."""
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,102 +16,33 @@ from tqdm import tqdm
 from .data.token_file import locked, reserve, told_disk_errors
 from .errors import BrainfastError
 from .files import hash_arrays, hash_file, load_tensors, save_tensors, write_json
-from .folded import AlignedTokens, FoldedFactorTopy
-from .folded_blobgpt import Latent
-from .objective import Objective
 from .pool_file import (
     BASIS_FILE,
     DATA_FILE,
     INDEX_FILE,
-    ITEMS_FILE,
     LOCK_FILE,
     PARTIAL_FILE,
     Dtype,
     Index,
     Items,
     Key,
+    changed,
     check_key,
     damaged,
-    encode,
     engine_key,
     images_hash,
     layout,
     read_index,
     read_items,
+    write_items,
 )
-from .pool_source import Images, Item, digests
+from .pool_fill import Filling, Projection
+from .pool_source import Item, digests
 
 if TYPE_CHECKING:
     from .engine import Engine
 
 Floats = npt.NDArray[np.float32]
-MOST_PROJECTIONS = 256
-
-
-class Projection:
-    """What is kept of a candidate: all that the head reads, or scores on some objectives."""
-
-    def __init__(self, engine: Engine, project: Any) -> None:
-        self.engine = engine
-        self.objective = None if project is None else Objective.of(project)
-        self.weights: Floats | None = None  # [P,V]
-        self.template: Any = None
-        if self.objective is not None:
-            if len(self.objective) > MOST_PROJECTIONS:
-                raise BrainfastError(
-                    "project",
-                    expected=f"at most {MOST_PROJECTIONS} objectives",
-                    got=str(len(self.objective)),
-                )
-            self.weights = self.objective.weights(engine.space)
-            self.template = engine.template(self.weights)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the objectives."""
-        return () if self.objective is None else self.objective.names
-
-    @property
-    def size(self) -> int:
-        """Numbers F that are kept of a candidate."""
-        head: Any = self.engine.head
-        if self.weights is not None:
-            return len(self.weights)
-        if isinstance(head, FoldedFactorTopy):
-            return head.offset_local.size * (math.prod(head.readout_grid) + 1)
-        latent: int = head.projection.K
-        return latent
-
-    def hash(self) -> str | None:
-        """Of the objectives' weights."""
-        return None if self.weights is None else hash_arrays({"weights": self.weights})
-
-    def features(self, images: Sequence[Any]) -> Floats:  # [B,F]
-        """Of some images; what is not finite is a BrainfastError."""
-        aligned = self.engine.head.align(self.engine.tokens(images, batch_size=len(images)))
-        rows = aligned.flat() if self.template is None else self.template.score(aligned)
-        found = np.ascontiguousarray(rows, dtype=np.float32)
-        if not np.isfinite(found).all():
-            raise BrainfastError("features", expected="finite numbers", got="NaN or infinity")
-        return found
-
-
-def flat_template(template: Any) -> tuple[Floats, Floats]:
-    """(rows [O,F], offset [O]) of a template of `folded` or `folded_blobgpt`."""
-    parts = template.tokens if hasattr(template, "tokens") else template.latent
-    return np.ascontiguousarray(parts.flat(), dtype=np.float32), np.asarray(template.offset)
-
-
-def unflatten(head: Any, features: Floats) -> Any:
-    """What a head reads of images, from its flat form [B,F]."""
-    if not isinstance(head, FoldedFactorTopy):
-        return Latent(features)
-    shape = (*head.offset_local.shape, *head.readout_grid)
-    local, global_ = np.split(features, [math.prod(shape)], axis=1)
-    return AlignedTokens(
-        np.ascontiguousarray(local).reshape(-1, *shape),
-        np.ascontiguousarray(global_).reshape(-1, *shape[:2]),
-    )
 
 
 def list_items(sources: Sequence[Item]) -> Items:
@@ -141,39 +71,23 @@ def make_index(projection: Projection, items: Items, dtype: Dtype) -> Index:
     )
 
 
-def build(
-    folder: Path,
-    index: Index,
-    items: Items,
-    sources: Sequence[Item],
-    projection: Projection,
-    kept: dict[str, npt.NDArray[Any]],
-    batch_size: int,
-    progress: bool,
-) -> None:
+def build(folder: Path, index: Index, items: Items, filling: Filling, progress: bool) -> None:
     """Make `folder` a whole pool; what an earlier call has finished is not computed again.
 
-    sources: the candidates whose features are to be computed, the last of the items; kept: stored
-    rows of those before them. The data are synced before the index that tells of them.
+    The data are synced before the index that tells of them, so that a kill costs one part at most.
     """
     with told_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with told_disk_errors(folder), locked(folder, LOCK_FILE):
-        index = _begin(folder, index, items, projection, kept)
+        index = _begin(folder, index, items, filling.projection)
         if not (folder / DATA_FILE).is_file():
-            index = _fill(folder, index, sources, projection, batch_size, progress)
+            index = _fill(folder, index, filling, progress)
             partial = folder / PARTIAL_FILE
             _write_index(folder, index.model_copy(update={"data_hash": hash_file(partial)}))
             os.replace(partial, folder / DATA_FILE)
 
 
-def _begin(
-    folder: Path,
-    empty: Index,
-    items: Items,
-    projection: Projection,
-    kept: dict[str, npt.NDArray[Any]],
-) -> Index:
+def _begin(folder: Path, empty: Index, items: Items, projection: Projection) -> Index:
     data, partial, place = folder / DATA_FILE, folder / PARTIAL_FILE, layout(empty)
     if (folder / INDEX_FILE).exists():
         index: Index = read_index(folder)
@@ -183,20 +97,15 @@ def _begin(
         if data.is_file() or (partial.is_file() and partial.stat().st_size == place.size):
             _rename_items(folder, items)
             return index
+        (folder / INDEX_FILE).unlink()  # it tells of rows that are lost
     elif data.exists():
         raise damaged(folder / INDEX_FILE)
     reserve(partial, place)
-    done = len(kept["features"]) if kept else 0
-    if done:
-        with partial.open("r+b", buffering=0) as file:
-            _write_rows(file, empty, 0, kept)
-            os.fsync(file.fileno())
     if projection.weights is not None:
         save_tensors(folder / BASIS_FILE, {"weights": projection.weights})
-    write_json(folder / ITEMS_FILE, items.model_dump(mode="json"))
-    index = empty.model_copy(update={"done": done})
-    _write_index(folder, index)
-    return index
+    write_items(folder, items)
+    _write_index(folder, empty)
+    return empty
 
 
 def _rename_items(folder: Path, items: Items) -> None:
@@ -204,30 +113,24 @@ def _rename_items(folder: Path, items: Items) -> None:
     old = read_items(folder, len(items.names))
     new = items.model_copy(update={"removed": old.removed})
     if new != old:
-        write_json(folder / ITEMS_FILE, new.model_dump(mode="json"))
+        write_items(folder, new)
 
 
-def _fill(
-    folder: Path,
-    index: Index,
-    sources: Sequence[Item],
-    projection: Projection,
-    batch_size: int,
-    progress: bool,
-) -> Index:
-    before = index.items - len(sources)
+def _fill(folder: Path, index: Index, filling: Filling, progress: bool) -> Index:
     bar = tqdm(
         desc="pool", unit="image", initial=index.done, total=index.items, disable=not progress
     )
     with (folder / PARTIAL_FILE).open("r+b", buffering=0) as file, bar:
-        for begin in range(index.done - before, len(sources), batch_size):
-            some = sources[begin : begin + batch_size]
-            rows = encode(projection.features(Images(some)), index.key.dtype)
-            _write_rows(file, index, before + begin, rows)
+        for rows, unreadable in filling.parts(index.done, index.key.dtype):
+            done = index.done + len(rows["features"])
+            _write_rows(file, index, index.done, rows)
             os.fsync(file.fileno())
-            index = index.model_copy(update={"done": before + begin + len(some)})
+            if unreadable:
+                items = read_items(folder, index.items)
+                write_items(folder, items.without([index.done + row for row in unreadable]))
+            bar.update(done - index.done)
+            index = index.model_copy(update={"done": done})
             _write_index(folder, index)
-            bar.update(len(some))
     return index
 
 
@@ -279,12 +182,7 @@ def unchanged(folder: Path, index: Index, items: Items) -> Iterator[Items]:
         found = read_index(folder)
         now = read_items(folder, found.items)
         if found != index or now.names != items.names:
-            raise BrainfastError(
-                str(folder),
-                expected="the pool as it was opened",
-                got="one that was changed since",
-                remedy="open it again",
-            )
+            raise changed(folder)
         yield now
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from .data.token_file import Layout
 from .errors import BrainfastError
-from .files import hash_arrays, read_json
+from .files import hash_arrays, read_json, write_json
 from .folded import FoldedFactorTopy
 from .preprocessing import Preprocessing
 
@@ -81,6 +81,10 @@ class Items(BaseModel, extra="forbid", frozen=True):
     categories: tuple[str, ...]
     digests: tuple[str, ...]
     removed: tuple[int, ...] = ()
+
+    def without(self, rows: Sequence[int]) -> Items:
+        """The same candidates, of which these are removed too."""
+        return self.model_copy(update={"removed": tuple(sorted({*self.removed, *rows}))})
 
     def check(self, path: Path, count: int) -> Items:
         """Itself, if it tells of `count` candidates."""
@@ -211,6 +215,8 @@ def decode(
 def read_index(folder: Path) -> Index:
     """Read and check the index of a pool."""
     index: Index = _read(folder / INDEX_FILE, Index)
+    if index.done > index.items:
+        raise damaged(folder / INDEX_FILE)
     return index
 
 
@@ -218,6 +224,11 @@ def read_items(folder: Path, count: int) -> Items:
     """Read and check the candidates of a pool."""
     items: Items = _read(folder / ITEMS_FILE, Items)
     return items.check(folder / ITEMS_FILE, count)
+
+
+def write_items(folder: Path, items: Items) -> None:
+    """Write the candidates of a pool, atomically."""
+    write_json(folder / ITEMS_FILE, items.model_dump(mode="json"))
 
 
 def _read(path: Path, kind: Any) -> Any:
@@ -252,4 +263,14 @@ def damaged(path: Path) -> BrainfastError:
         expected="a whole pool",
         got="a missing or damaged file",
         remedy=f"delete {path.parent} and build it again",
+    )
+
+
+def changed(folder: Path) -> BrainfastError:
+    """The error for a pool that another process, or another `Pool`, has changed meanwhile."""
+    return BrainfastError(
+        str(folder),
+        expected="the pool as it was opened",
+        got="one that was changed since",
+        remedy="open it again",
     )

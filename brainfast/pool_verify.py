@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .files import hash_file
-from .pool_file import DATA_FILE, ITEMS_FILE, images_hash
+from .pool_file import DATA_FILE, ITEMS_FILE, changed, images_hash, read_index
 from .pool_source import Item, digests
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 def problems_of(pool: Pool, sources: Sequence[Item] | None) -> list[str]:
     """A line each, see `Pool.verify`."""
     problems, items = [], pool.items
+    if read_index(pool.path) != pool.index:
+        raise changed(pool.path)
     if hash_file(pool.path / DATA_FILE) != pool.index.data_hash:
         problems.append(f"{DATA_FILE}: bytes that were not written by the build")
     if images_hash(items.digests) != pool.index.key.images_hash:
