@@ -26,7 +26,6 @@ from .pool_build import (
     finish_swap,
     list_items,
     make_index,
-    read_basis,
     swap_added,
     unchanged,
 )
@@ -45,8 +44,9 @@ from .pool_file import (
     read_items,
     write_items,
 )
-from .pool_fill import Filling, Projection, flat_template, unflatten
+from .pool_fill import Filling, Projection, unflatten
 from .pool_source import read_source
+from .pool_templates import Templates, is_template, read_basis
 from .pool_verify import problems_of
 from .response import Response
 from .target_pattern import TargetPattern
@@ -79,6 +79,7 @@ class Pool:
         self.rows = Rows(mapped("features", STORED[index.key.dtype][1]), scale)
         self._removed = np.zeros(index.items, dtype=bool)
         self._removed[list(items.removed)] = True
+        self._templates = Templates(path, index, engine)
         self._row_of = {name: row for row, name in enumerate(items.names)}
 
     @classmethod
@@ -145,6 +146,7 @@ class Pool:
         check_engine(self.path, self.index, engine)
         found = copy(self)
         found.engine, found._removed = engine, self._removed.copy()
+        found._templates = Templates(self.path, self.index, engine)
         return found
 
     def __len__(self) -> int:
@@ -161,27 +163,7 @@ class Pool:
 
         On a projected pool an objective must be a weighted sum of those that it was projected on.
         """
-        if hasattr(objective, "offset") and hasattr(objective, "score"):
-            rows, offset = flat_template(objective)
-        elif self.engine is None:
-            raise BrainfastError(
-                "objective",
-                expected="a pool opened with its engine",
-                got="one without",
-                remedy="Pool.open(path, engine)",
-            )
-        elif self.index.basis:
-            rows = self._in_basis(Objective.of(objective))
-            offset = np.zeros(len(rows), np.float32)
-        else:
-            rows, offset = flat_template(Objective.of(objective).fold(self.engine))
-        if rows.shape[1] != self.index.features:
-            raise BrainfastError(
-                "template",
-                expected=f"{self.index.features} features, as the pool has",
-                got=str(rows.shape[1]),
-            )
-        return rows, offset
+        return self._templates.of(objective)
 
     def score(self, objective: Any) -> Floats:  # [N,O]
         """Scores of all candidates, in the order of their rows; of removed ones NaN.
@@ -263,16 +245,17 @@ class Pool:
             yield objective.kind, ((int(row), float(scores[row])) for row in order)
             return
         rows, offset = self.templates(objective)
-        template = hasattr(objective, "offset")
-        names = [f"template {n}" for n in range(len(rows))]
+        names = (
+            [f"template {n}" for n in range(len(rows))]
+            if is_template(objective)
+            else Objective.of(objective).names
+        )
         lists: list[Any] = (
             self.rows.best(rows, k, out)
             if free
             else [self.rows.ranked(row, k, out) for row in rows]
         )
-        for name, some, constant in zip(
-            names if template else Objective.of(objective).names, lists, offset, strict=True
-        ):
+        for name, some, constant in zip(names, lists, offset, strict=True):
             yield name, _shifted(some, float(constant))
 
     def _candidate(self, row: int, score: float) -> Candidate:
@@ -341,22 +324,6 @@ class Pool:
         every image's bytes are compared with those that the pool was built from.
         """
         return problems_of(self, None if source is None else read_source(source, categories))
-
-    def _in_basis(self, objective: Objective) -> Floats:  # [O,P]
-        engine = self._need_engine("this objective")
-        basis = read_basis(self.path, self.index).astype(np.float64)
-        wanted = objective.weights(engine.space)
-        found = np.linalg.lstsq(basis.T, wanted.T.astype(np.float64), rcond=None)[0].T
-        rest = np.abs(found @ basis - wanted).max(axis=1)
-        for name, error, weights in zip(objective.names, rest, wanted, strict=True):
-            if error > 1e-5 * np.abs(weights).max():
-                raise BrainfastError(
-                    "objective",
-                    expected=f"a weighted sum of {', '.join(self.index.basis)}",
-                    got=repr(name),
-                    remedy="build a pool without a projection, or with this objective in it",
-                )
-        return np.ascontiguousarray(found, dtype=np.float32)
 
     def _rows(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
         return np.array([self._row(name) for name in names], dtype=np.int64)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .data.token_file import locked, reserve, told_disk_errors
 from .errors import BrainfastError
-from .files import hash_arrays, hash_file, load_tensors, save_tensors, write_json
+from .files import hash_file, save_tensors, write_json
 from .pool_file import (
     BASIS_FILE,
     DATA_FILE,
@@ -161,14 +161,6 @@ def _pieces(array: npt.NDArray[Any]) -> Iterator[slice]:
 def check_engine(folder: Path, index: Index, engine: Engine) -> None:
     """Refuse an engine of which the pool's features are not."""
     check_key(folder, index, engine_key(engine, projected=bool(index.basis)))
-
-
-def read_basis(folder: Path, index: Index) -> Floats:  # [P,V]
-    """Weights of the objectives that a pool was projected on."""
-    arrays = load_tensors(folder / BASIS_FILE)
-    if hash_arrays(arrays) != index.key.basis_hash:
-        raise damaged(folder / BASIS_FILE)
-    return arrays["weights"]
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Projection:
         self.engine = engine
         self.objective = None if project is None else Objective.of(project)
         self.weights: Floats | None = None  # [P,V]
-        self.template: Any = None
+        self.rows = self.offset = np.empty(0, np.float32)  # [P,F] and [P]
         if self.objective is not None:
             if len(self.objective) > MOST_PROJECTIONS:
                 raise BrainfastError(
@@ -43,7 +43,7 @@ class Projection:
                     got=str(len(self.objective)),
                 )
             self.weights = self.objective.weights(engine.space)
-            self.template = engine.template(self.weights)
+            self.rows, self.offset = flat_template(engine.template(self.weights))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,7 +68,9 @@ class Projection:
     def features(self, images: Sequence[Any]) -> Floats:  # [B,F]
         """Of some images; what is not finite is a BrainfastError."""
         aligned = self.engine.head.align(self.engine.tokens(images, batch_size=len(images)))
-        rows = aligned.flat() if self.template is None else self.template.score(aligned)
+        rows = aligned.flat()
+        if self.weights is not None:
+            rows = rows @ self.rows.T + self.offset
         found = np.ascontiguousarray(rows, dtype=np.float32)
         if not np.isfinite(found).all():
             raise BrainfastError("features", expected="finite numbers", got="NaN or infinity")

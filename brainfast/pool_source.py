@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -26,6 +26,7 @@ IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 HDF5_SUFFIXES = {".h5", ".hdf5", ".hdf"}
 
 
+@runtime_checkable
 class Item(Protocol):
     """One candidate: its name and category, its image when it is asked for, and its bytes' hash."""
 
@@ -106,14 +107,15 @@ def read_source(source: Any, categories: str | Path | None = None) -> list[Item]
     """The candidates of a source, in a fixed order.
 
     source: a folder, searched with what is in it; a .tar shard or a sequence of paths of files,
-    folders and shards; an HDF5 file, or file.hdf5:dataset, of uint8 images [N,H,W,3] (needs h5py).
+    folders and shards; an HDF5 file, or file.hdf5:dataset, of uint8 images [N,H,W,3] (needs h5py);
+    or `Item`s of your own.
     A file's category is the folder that it lies in below the source; `categories` is a CSV
     name,category that says otherwise.
 
     Errors: BrainfastError for nothing there, two items of one name, or a CSV that misses one.
     """
     parts = [source] if isinstance(source, str | os.PathLike) else list(source)
-    items = [item for part in parts for item in _items_of(Path(part))]
+    items = [item for part in parts for item in _items_of(part)]
     if not items:
         raise BrainfastError("source", expected="at least one image", got="none")
     name, count = Counter(item.name for item in items).most_common(1)[0]
@@ -130,7 +132,12 @@ def digests(items: Sequence[Item]) -> list[str]:
         return list(pool.map(lambda item: item.digest(), items))
 
 
-def _items_of(path: Path) -> Iterator[Item]:
+def _items_of(part: Any) -> Iterator[Item]:
+    if not isinstance(part, str | os.PathLike):
+        if isinstance(part, Item):
+            return iter([part])
+        raise BrainfastError("source", expected="paths, or items", got=f"{part!r:.60}")
+    path = Path(part)
     file, _, dataset = str(path).partition(":")
     if path.is_dir():
         return _folder_items(path)

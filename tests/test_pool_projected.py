@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from brainfast import _C
 from brainfast.errors import BrainfastError
 from brainfast.files import save_tensors
 from brainfast.objective import Objective
 from brainfast.pool import Pool
 from brainfast.pool_file import BASIS_FILE
+from brainfast.pool_fill import flat_template
 from brainfast.target_pattern import TargetPattern
 
 kinds = pytest.mark.parametrize("kind", ["factortopy", "blobgpt"])
-TESTS = Path(__file__).parent
-OBJECTIVES = ["FFA - 0.3*PPA", "V1v", "all"]
-SCRIPT = """
-import sys
-from brainfast.pool import Pool
-from toy_engine import ToyEngine
-
-class Stop(Exception):
-    pass
-
-source, folder, batches, *project = sys.argv[1:]
-for kind in ("factortopy", "blobgpt"):
-    engine = ToyEngine(kind, vertices=301)
-
-    def tokens(images, right=engine.tokens, **options):
-        if engine.batches == int(batches):
-            raise Stop
-        return right(images, **options)
-
-    engine.tokens = tokens
-    try:
-        Pool.build(engine, source, path=folder + "/" + kind, project=project, batch_size=4)
-        Pool.open(folder + "/" + kind, engine).top(project, 3)
-        print(kind, "whole")
-    except Stop:
-        print(kind, "stopped")
-"""
 
 
 @pytest.fixture
@@ -101,21 +72,44 @@ def test_a_pool_projected_on_other_objectives(build, candidates):
         pool.top("FFA", 1)
 
 
-def run(isa: str | None, source: Path, folder: Path, batches: int) -> list[str]:
-    """What a process of its own says, which builds both pools and stops after so many batches."""
-    environment = {name: value for name, value in os.environ.items() if name != "BRAINFAST_ISA"}
-    environment |= {} if isa is None else {"BRAINFAST_ISA": isa}
-    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), *filter(None, sys.path)])
-    command = [sys.executable, "-c", SCRIPT, *map(str, (source, folder, batches)), *OBJECTIVES]
-    return subprocess.check_output(command, env=environment, text=True).splitlines()
-
-
+@kinds
+@pytest.mark.parametrize(("first", "second"), [("portable", None), (None, "portable")])
 def test_what_one_machine_begins_another_ends_and_both_open(
-    candidates: Path, tmp_path: Path
-) -> None:
-    def said(word: str) -> list[str]:
-        return [f"factortopy {word}", f"blobgpt {word}"]
+    make_engine, candidates, tmp_path, monkeypatch, kind, first, second
+):
+    wanted = ["FFA - 0.3*PPA", "V1v", "all"]
+    options = {"path": tmp_path / "pool", "project": wanted, "batch_size": 4}
 
-    assert run("portable", candidates, tmp_path, 2) == said("stopped")
-    assert run(None, candidates, tmp_path, 99) == said("whole")
-    assert run("portable", candidates, tmp_path, 0) == said("whole")
+    def machine(isa):
+        """An engine as it is with this instruction set."""
+        if isa is None:
+            monkeypatch.delenv("BRAINFAST_ISA", raising=False)
+        else:
+            monkeypatch.setenv("BRAINFAST_ISA", isa)
+        return make_engine(kind, vertices=301)
+
+    def rows(engine):
+        return flat_template(Objective(wanted).fold(engine))[0]
+
+    def stop(*given, **options):
+        raise KeyboardInterrupt
+
+    def stop_after_two(*given, **more):
+        if engine.batches == 2:
+            raise KeyboardInterrupt
+        return right(*given, **more)
+
+    engine = machine(first)
+    right, engine.tokens = engine.tokens, stop_after_two
+    with pytest.raises(KeyboardInterrupt):
+        Pool.build(engine, candidates, **options)
+    before = rows(engine)
+    engine = machine(second)
+    if len(_C.supported_isas()) > 1:
+        assert not np.array_equal(rows(engine), before), "or this test shows nothing"
+    assert len(Pool.build(engine, candidates, **options)) == 13
+    assert engine.batches == 2
+    engine = machine(first)
+    engine.tokens = stop
+    again = Pool.build(engine, candidates, **options)
+    assert len(Pool.open(again.path, engine).top(wanted, 13)) == 3
