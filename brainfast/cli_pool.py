@@ -15,6 +15,7 @@ from .errors import BrainfastError
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .pool import Pool
 
 app = typer.Typer(help="Candidate images, computed once for an engine.", no_args_is_help=True)
 
@@ -35,6 +36,9 @@ Source = Annotated[
 Subject = Annotated[str | None, typer.Option(help="Of a model of several.")]
 Categories = Annotated[Path | None, typer.Option(help="CSV name,category (the sub-folders).")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]
+Skip = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Count broken images as removed; else an error.")
+]
 Trunk = Annotated[Precision, typer.Option("--trunk-precision", help="Of the trunk.")]
 Head = Annotated[HeadPrecision, typer.Option("--precision", help="Of the head.")]
 Runtime = Annotated[RuntimeName, typer.Option(help="Of the trunk.")]
@@ -54,6 +58,7 @@ def build(
     categories: Categories = None,
     subject: Subject = None,
     batch_size: BatchSize = 32,
+    skip_unreadable: Skip = False,
     precision: Head = HeadPrecision.fp32,
     trunk_precision: Trunk = Precision.fp32,
     runtime: Runtime = RuntimeName.auto,
@@ -72,32 +77,35 @@ def build(
         project=project or None,
         categories=categories,
         batch_size=batch_size,
+        skip_unreadable=skip_unreadable,
         progress=not quiet,
     )
-    typer.echo(f"pool: {pool.path}, {len(pool)} candidates")
+    typer.echo(_line(pool))
 
 
 @app.command()
 def info(pool: PoolFolder, as_json: Json = False) -> None:
     """Tell what a pool holds and what it was built with."""
-    from .pool import Pool
-    from .pool_file import describe
+    from .pool_build import finish_swap
+    from .pool_file import describe, read_index, read_items
 
-    found = Pool.open(pool)
+    finish_swap(pool)
+    index = read_index(pool)
+    items = read_items(pool, index.items)
     about: dict[str, Any] = {
-        "candidates": len(found),
-        "removed": len(found.items.removed),
-        "categories": len(set(found.items.categories)),
-        **found.index.model_dump(mode="json"),
+        "candidates": index.items - len(items.removed),
+        "removed": len(items.removed),
+        "categories": len(set(items.categories)),
+        **index.model_dump(mode="json"),
     }
     if as_json:
         typer.echo(json.dumps(about, indent=2))
         return
-    key = found.index.key
-    typer.echo(f"{describe(found.index)}, {about['removed']} removed")
-    typer.echo(f"trunk {key.trunk} ({key.precision}), head {key.head}")
-    if found.index.basis:
-        typer.echo(f"objectives: {', '.join(found.index.basis)}")
+    unfinished = f", {index.done} computed so far" if index.done < index.items else ""
+    typer.echo(f"{describe(index)}, {about['removed']} removed{unfinished}")
+    typer.echo(f"trunk {index.key.trunk} ({index.key.precision}), head {index.key.head}")
+    if index.basis:
+        typer.echo(f"objectives: {', '.join(index.basis)}")
 
 
 @app.command()
@@ -106,16 +114,19 @@ def verify(
     source: Annotated[
         list[str] | None, typer.Argument(help="The source, to compare its images.")
     ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Read a pool through and compare it with its hashes; exit code 1 says that it is not sound."""
     from .pool import Pool
 
-    problems = Pool.open(pool).verify(source or None)
-    for problem in problems:
-        typer.echo(problem)
+    problems = Pool.open(pool).verify(source or None, progress=not quiet)
+    if as_json:
+        typer.echo(json.dumps({"sound": not problems, "problems": problems}, indent=2))
+    else:
+        typer.echo("\n".join(problems or ["sound"]))
     if problems:
         raise typer.Exit(1)
-    typer.echo("sound")
 
 
 @app.command()
@@ -126,6 +137,7 @@ def add(
     categories: Categories = None,
     subject: Subject = None,
     batch_size: BatchSize = 32,
+    skip_unreadable: Skip = False,
     precision: Head = HeadPrecision.fp32,
     trunk_precision: Trunk = Precision.fp32,
     runtime: Runtime = RuntimeName.auto,
@@ -135,11 +147,16 @@ def add(
     """Add candidates to a pool; a run that was killed goes on."""
     from .pool import Pool
 
+    found = Pool.open(pool)
     engine = _engine(model, subject, runtime, device, precision, trunk_precision)
-    found = Pool.open(pool, engine).add(
-        source, categories=categories, batch_size=batch_size, progress=not quiet
+    found = found.with_engine(engine).add(
+        source,
+        categories=categories,
+        batch_size=batch_size,
+        skip_unreadable=skip_unreadable,
+        progress=not quiet,
     )
-    typer.echo(f"pool: {found.path}, {len(found)} candidates")
+    typer.echo(_line(found))
 
 
 @app.command()
@@ -152,7 +169,7 @@ def remove(
 
     found = Pool.open(pool)
     found.remove(names)
-    typer.echo(f"pool: {found.path}, {len(found)} candidates")
+    typer.echo(_line(found))
 
 
 def select(
@@ -187,9 +204,9 @@ def select(
     """Choose the candidates of a pool that serve an objective best."""
     from .pool import Pool
 
-    shown = [*(exclude or []), *_lines(exclude_file)]
+    shown, candidates = [*(exclude or []), *_lines(exclude_file)], Pool.open(pool)
     engine = _engine(model, subject, runtime, device, precision, trunk_precision)
-    found = Pool.open(pool, engine).top(
+    found = candidates.with_engine(engine).top(
         objective, k, exclude=shown, per_category=per_category, min_distance=min_distance
     )
     if as_json:
@@ -200,6 +217,12 @@ def select(
         typer.echo(name)
         for each in best:
             typer.echo(f"  {each.score:+.4f}  {each.name}")
+
+
+def _line(pool: Pool) -> str:
+    removed = len(pool.items.removed)
+    rest = f", {removed} removed" if removed else ""
+    return f"pool: {pool.path}, {len(pool)} candidates{rest}"
 
 
 def _lines(path: Path | None) -> list[str]:

@@ -23,6 +23,7 @@ from .pool_build import (
     build,
     check_adding,
     check_engine,
+    check_place,
     finish_swap,
     list_items,
     make_index,
@@ -107,9 +108,10 @@ class Pool:
         Errors: BrainfastError for a stale pool, too little space, an unreadable image.
         """
         _check_dtype(dtype)
+        check_place(Path(path))
         sources = read_source(source, categories)
         projection = Projection(engine, project)
-        items = list_items(sources)
+        items = list_items(sources, progress)
         index = make_index(projection, items, dtype)
         if progress:
             tqdm.write(describe(index))
@@ -286,7 +288,7 @@ class Pool:
         until the new one is. A killed run goes on when it is called again.
         """
         engine, sources = self._need_engine("add"), read_source(source, categories)
-        more = list_items(sources)
+        more = list_items(sources, progress)
         with unchanged(self.path, self.index, self.items) as now:
             self._renew(now)
             kept = np.flatnonzero(~self._removed)
@@ -317,13 +319,20 @@ class Pool:
         self.items = items
         self._removed[list(items.removed)] = True
 
-    def verify(self, source: Any = None, *, categories: str | Path | None = None) -> list[str]:
+    def verify(
+        self,
+        source: Any = None,
+        *,
+        categories: str | Path | None = None,
+        progress: bool = False,
+    ) -> list[str]:
         """What is wrong with the pool, a line each; an empty list says that it is sound.
 
         The file is read and compared with its hash and the features looked at. With the source,
         every image's bytes are compared with those that the pool was built from.
         """
-        return problems_of(self, None if source is None else read_source(source, categories))
+        sources = None if source is None else read_source(source, categories)
+        return problems_of(self, sources, progress)
 
     def _rows(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
         return np.array([self._row(name) for name in names], dtype=np.int64)

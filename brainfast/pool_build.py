@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,11 @@ from tqdm import tqdm
 
 from .data.token_file import locked, reserve, told_disk_errors
 from .errors import BrainfastError
-from .files import hash_file, save_tensors, write_json
+from .files import check_writable, hash_file, save_tensors, write_json
 from .pool_file import (
     BASIS_FILE,
     DATA_FILE,
+    FILES,
     INDEX_FILE,
     LOCK_FILE,
     PARTIAL_FILE,
@@ -26,7 +28,7 @@ from .pool_file import (
     Index,
     Items,
     Key,
-    changed,
+    changed_since,
     check_key,
     damaged,
     engine_key,
@@ -45,12 +47,12 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 
-def list_items(sources: Sequence[Item]) -> Items:
+def list_items(sources: Sequence[Item], progress: bool = False) -> Items:
     """Names, categories and hashes of candidates; their bytes are read."""
     return Items(
         names=tuple(item.name for item in sources),
         categories=tuple(item.category for item in sources),
-        digests=tuple(digests(sources)),
+        digests=tuple(digests(sources, progress)),
     )
 
 
@@ -69,6 +71,27 @@ def make_index(projection: Projection, items: Items, dtype: Dtype) -> Index:
         done=0,
         basis=projection.names,
     )
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder with anything but a pool in it, or that cannot be written to."""
+    if folder.exists() and not folder.is_dir():
+        raise BrainfastError(str(folder), expected="a folder", got="a file")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    others = sorted(names - FILES - set(_leftovers(names)))
+    if others and INDEX_FILE not in names:
+        raise BrainfastError(
+            str(folder),
+            expected="a new folder, or a pool",
+            got=f"one with {others[0]!r} in it",
+            remedy="choose another name",
+        )
+    check_writable(folder)
+
+
+def _leftovers(names: Iterable[str]) -> list[str]:
+    """What a killed process has half written."""
+    return [name for name in names if name.startswith(".") and name.endswith(".part")]
 
 
 def build(folder: Path, index: Index, items: Items, filling: Filling, progress: bool) -> None:
@@ -90,7 +113,7 @@ def build(folder: Path, index: Index, items: Items, filling: Filling, progress: 
 def _begin(folder: Path, empty: Index, items: Items, projection: Projection) -> Index:
     data, partial, place = folder / DATA_FILE, folder / PARTIAL_FILE, layout(empty)
     if (folder / INDEX_FILE).exists():
-        index: Index = read_index(folder)
+        index: Index = _with_images_mended(folder, read_index(folder), empty, items)
         check_key(folder, index, dict(empty.key))
         if (index.items, index.features) != (empty.items, empty.features):
             raise damaged(folder / INDEX_FILE)
@@ -106,6 +129,17 @@ def _begin(folder: Path, empty: Index, items: Items, projection: Projection) -> 
     write_items(folder, items)
     _write_index(folder, empty)
     return empty
+
+
+def _with_images_mended(folder: Path, index: Index, empty: Index, items: Items) -> Index:
+    """Of a pool half built: images that are still to come may have been replaced since."""
+    if index.done == index.items or index.items != empty.items:
+        return index
+    old = read_items(folder, index.items)
+    if old.digests[: index.done] != items.digests[: index.done]:
+        return index
+    key = index.key.model_copy(update={"images_hash": empty.key.images_hash})
+    return index.model_copy(update={"key": key})
 
 
 def _rename_items(folder: Path, items: Items) -> None:
@@ -127,11 +161,19 @@ def _fill(folder: Path, index: Index, filling: Filling, progress: bool) -> Index
             os.fsync(file.fileno())
             if unreadable:
                 items = read_items(folder, index.items)
-                write_items(folder, items.without([index.done + row for row in unreadable]))
+                lost = [index.done + row for row in unreadable]
+                write_items(folder, items.without(lost))
+                if progress:
+                    _tell(items.names[row] for row in lost)
             bar.update(done - index.done)
             index = index.model_copy(update={"done": done})
             _write_index(folder, index)
     return index
+
+
+def _tell(unreadable: Iterable[str]) -> None:
+    for name in unreadable:
+        tqdm.write(f"{name}: cannot be read, left out", file=sys.stderr)
 
 
 def _write_index(folder: Path, index: Index) -> None:
@@ -174,7 +216,7 @@ def unchanged(folder: Path, index: Index, items: Items) -> Iterator[Items]:
         found = read_index(folder)
         now = read_items(folder, found.items)
         if found != index or now.names != items.names:
-            raise changed(folder)
+            raise changed_since(folder)
         yield now
 
 
@@ -195,9 +237,20 @@ def swap_added(path: Path) -> None:
     """Put the pool that `adding_folder` holds in the place of the one at `path`."""
     old = _replaced_folder(path)
     shutil.rmtree(old, ignore_errors=True)
+    _keep_others(path, adding_folder(path))
     os.rename(path, old)
     os.rename(adding_folder(path), path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _keep_others(path: Path, adding: Path) -> None:
+    """A user's own files, such as the table of categories, stay with the pool."""
+    names = {each.name for each in path.iterdir()} - FILES
+    for name in sorted(names - set(_leftovers(names))):
+        if (path / name).is_dir():
+            shutil.copytree(path / name, adding / name, dirs_exist_ok=True)
+        else:
+            shutil.copy2(path / name, adding / name)
 
 
 def finish_swap(path: Path) -> None:

@@ -14,6 +14,7 @@ from . import _C
 from .errors import BrainfastError
 from .pool_file import decode
 
+_BF16_EXPONENT = np.uint16(0x7F80)  # all ones in infinities and NaN
 _BLOCK_BYTES = 1 << 26  # of decoded features
 
 
@@ -62,6 +63,16 @@ class Rows:
     def decoded(self, rows: npt.NDArray[np.int64] | slice) -> npt.NDArray[np.float32]:
         """Some candidates' features as float32."""
         return decode(self.features[rows], None if self.scale is None else self.scale[rows])
+
+    def finite(self, rows: slice) -> npt.NDArray[np.bool_]:
+        """Of which candidates all features are finite; read as they are stored."""
+        features = self.features[rows]
+        if self.scale is not None:
+            return np.isfinite(self.scale[rows])
+        narrow = features.dtype == np.uint16
+        finite = (features & _BF16_EXPONENT) != _BF16_EXPONENT if narrow else np.isfinite(features)
+        whole: npt.NDArray[np.bool_] = finite.all(axis=1)
+        return whole
 
     def ranked(
         self,

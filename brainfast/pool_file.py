@@ -29,6 +29,7 @@ INDEX_FILE = "pool.json"
 ITEMS_FILE = "items.json"
 BASIS_FILE = "basis.safetensors"
 LOCK_FILE = "pool.lock"
+FILES = {DATA_FILE, PARTIAL_FILE, INDEX_FILE, ITEMS_FILE, BASIS_FILE, LOCK_FILE}
 
 Dtype: TypeAlias = Literal["fp32", "bf16", "int8"]
 STORED: dict[str, tuple[str, Any]] = {
@@ -266,7 +267,7 @@ def damaged(path: Path) -> BrainfastError:
     )
 
 
-def changed(folder: Path) -> BrainfastError:
+def changed_since(folder: Path) -> BrainfastError:
     """The error for a pool that another process, or another `Pool`, has changed meanwhile."""
     return BrainfastError(
         str(folder),

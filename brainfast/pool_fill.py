@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 MOST_PROJECTIONS = 256
+_MEND = "replace it, or leave broken ones out with skip_unreadable; then run again to go on"
 
 
 class Projection:
@@ -130,10 +131,14 @@ class Filling:
     def _features(self, some: Sequence[Item]) -> tuple[Floats, list[int]]:
         try:
             return self.projection.features(Images(some)), []
-        except BrainfastError:
+        except BrainfastError as error:
             unreadable = [row for row, item in enumerate(some) if not _is_readable(item)]
-            if not self.skip or not unreadable:
+            if not unreadable:
                 raise
+            if not self.skip:
+                raise BrainfastError(
+                    error.name, expected=error.expected, got=error.got, remedy=_MEND
+                ) from error
         whole = [row for row in range(len(some)) if row not in unreadable]
         found = np.zeros((len(some), self.projection.size), np.float32)
         if whole:

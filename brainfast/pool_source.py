@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from .errors import BrainfastError
 from .files import file_size, hash_file
@@ -23,10 +24,10 @@ from .images import hash_image
 from .machine import usable_cores
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_AT_ONCE = 16  # items that a thread hashes
 HDF5_SUFFIXES = {".h5", ".hdf5", ".hdf"}
 
 
-@runtime_checkable
 class Item(Protocol):
     """One candidate: its name and category, its image when it is asked for, and its bytes' hash."""
 
@@ -126,17 +127,29 @@ def read_source(source: Any, categories: str | Path | None = None) -> list[Item]
     return items if categories is None else _with_categories(items, Path(categories))
 
 
-def digests(items: Sequence[Item]) -> list[str]:
+def digests(items: Sequence[Item], progress: bool = False) -> list[str]:
     """SHA-256 of every item's bytes."""
-    with ThreadPoolExecutor(min(4, usable_cores())) as pool:
-        return list(pool.map(lambda item: item.digest(), items))
+
+    def some(begin: int) -> list[str]:
+        return [item.digest() for item in items[begin : begin + _AT_ONCE]]
+
+    found: list[str] = []
+    bar = tqdm(desc="hash", unit="image", total=len(items), disable=not progress)
+    with ThreadPoolExecutor(min(4, usable_cores())) as pool, bar:
+        try:
+            for part in pool.map(some, range(0, len(items), _AT_ONCE)):
+                found += part
+                bar.update(len(part))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return found
 
 
 def _items_of(part: Any) -> Iterator[Item]:
     if not isinstance(part, str | os.PathLike):
-        if isinstance(part, Item):
-            return iter([part])
-        raise BrainfastError("source", expected="paths, or items", got=f"{part!r:.60}")
+        if not hasattr(part, "digest"):
+            raise BrainfastError("source", expected="paths, or items", got=f"{part!r:.60}")
+        return iter([cast(Item, part)])
     path = Path(part)
     file, _, dataset = str(path).partition(":")
     if path.is_dir():
@@ -145,7 +158,13 @@ def _items_of(part: Any) -> Iterator[Item]:
         return _tar_items(path)
     if Path(file).suffix.lower() in HDF5_SUFFIXES:
         return _hdf5_items(Path(file), dataset)
-    file_size(path)
+    if not path.is_file():
+        raise BrainfastError(
+            str(path),
+            expected="an image, a folder, a .tar shard or an HDF5 file",
+            got="nothing there",
+            remedy="check the path",
+        )
     return iter([_FileItem(path, path.name, "")])
 
 

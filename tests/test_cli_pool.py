@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from brainfast import cli, cli_pool
 from brainfast.errors import BrainfastError
+from brainfast.pool import Pool
 from brainfast.pool_file import DATA_FILE
 
 
@@ -68,16 +69,18 @@ def test_remove_add_and_verify(command, pool, candidates, tmp_path):
     name = json.loads(
         command("select", pool, tmp_path, "--objective", "V1v", "-k", 1, "--json").output
     )["V1v"][0]["name"]
-    assert command("pool", "remove", pool, name).output.endswith("12 candidates\n")
+    assert command("pool", "remove", pool, name).output.endswith("12 candidates, 1 removed\n")
     assert command("pool", "verify", pool).output == "sound\n"
-    done = command("pool", "verify", pool, candidates)
-    assert (done.exit_code, done.output) == (1, f"{name}: not in the pool\n")
+    assert command("pool", "verify", pool, candidates).stdout == "sound\n"
     again = command("pool", "add", pool, tmp_path, candidates / name, "--quiet")
     assert again.output.endswith("13 candidates\n")
     data = bytearray((pool / DATA_FILE).read_bytes())
     data[-1] ^= 1
     (pool / DATA_FILE).write_bytes(data)
-    assert command("pool", "verify", pool).exit_code == 1
+    done = command("pool", "verify", pool, "--json")
+    assert done.exit_code == 1
+    problem = "pool.safetensors: bytes that were not written by the build"
+    assert json.loads(done.stdout) == {"sound": False, "problems": [problem]}
 
 
 def test_mistakes_are_told(command, pool, tmp_path):
@@ -92,6 +95,86 @@ def test_mistakes_are_told(command, pool, tmp_path):
         done = command(*arguments)
         assert isinstance(done.exception, BrainfastError)
         assert words in str(done.exception)
+
+
+def test_verify_compares_with_the_source(command, pool, candidates):
+    names = sorted(path.relative_to(candidates).as_posix() for path in candidates.rglob("*.png"))
+    (candidates / names[0]).rename(candidates / "new.png")
+    (candidates / names[1]).write_bytes((candidates / names[2]).read_bytes())
+    done = command("pool", "verify", pool, candidates, "--quiet")
+    assert done.exit_code == 1
+    assert done.stdout.splitlines() == [
+        f"{names[0]}: not in the source",
+        f"{names[1]}: other bytes",
+        "new.png: not in the pool",
+    ]
+
+
+@pytest.fixture
+def broken(candidates):
+    """An image that is cut off, the tenth of thirteen."""
+    path = sorted(candidates.rglob("*.png"))[9]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:60])
+    return path, whole
+
+
+def test_a_broken_image_stops_the_build_until_it_is_replaced(command, candidates, broken, tmp_path):
+    path, whole = broken
+    build = ("pool", "build", tmp_path, candidates, "--out", tmp_path / "p", "--batch-size", 4)
+    done = command(*build)
+    assert isinstance(done.exception, BrainfastError)
+    assert str(done.exception).startswith(f"{path}: expected a whole image that Pillow reads")
+    assert "replace it, or leave broken ones out with skip_unreadable" in str(done.exception)
+    told = command("pool", "info", tmp_path / "p")
+    assert told.exit_code == 0
+    assert "13 candidates, 7 features in bf16, 0.0 MB, 0 removed, 8 computed so far" in told.output
+    path.write_bytes(whole)
+    again = command(*build)
+    assert "8/13" in again.stderr, "it goes on"
+    assert again.stdout.endswith(f"pool: {tmp_path / 'p'}, 13 candidates\n")
+    assert command("pool", "verify", tmp_path / "p", candidates).stdout == "sound\n"
+
+
+def test_a_broken_image_may_be_left_out(command, candidates, broken, tmp_path):
+    pool, name = tmp_path / "p", broken[0].relative_to(candidates).as_posix()
+    build = ("pool", "build", tmp_path, candidates, "--out", pool, "--batch-size", 4)
+    command(*build)
+    done = command(*build, "--skip-unreadable")
+    assert f"{name}: cannot be read, left out" in done.stderr
+    assert done.stdout.endswith(f"pool: {pool}, 12 candidates, 1 removed\n")
+    best = command("select", pool, tmp_path, "--objective", "FFA", "-k", 12, "--json")
+    rest = {path.relative_to(candidates).as_posix() for path in candidates.rglob("*.png")} - {name}
+    assert {choice["name"] for choice in json.loads(best.stdout)["FFA"]} == rest
+    assert command("pool", "verify", pool, candidates).stdout == "sound\n"
+    more = tmp_path / "more"
+    more.mkdir()
+    (more / "broken.png").write_bytes(broken[0].read_bytes())
+    (more / "whole.png").write_bytes(broken[1])
+    assert isinstance(command("pool", "add", pool, tmp_path, more).exception, BrainfastError)
+    assert len(Pool.open(pool)) == 12
+    grown = command("pool", "add", pool, tmp_path, more, "--skip-unreadable", "--quiet")
+    assert grown.stdout == f"pool: {pool}, 13 candidates, 1 removed\n"
+
+
+def test_what_was_computed_of_an_image_that_changed_is_stale(command, candidates, broken, tmp_path):
+    build = ("pool", "build", tmp_path, candidates, "--out", tmp_path / "p", "--batch-size", 4)
+    command(*build)
+    first = min(candidates.rglob("*.png"))
+    first.write_bytes(broken[1])
+    assert "a pool of other images" in str(command(*build).exception)
+
+
+def test_only_a_pool_is_written_to(command, candidates, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out, words in (
+        (candidates / "a", "expected a new folder, or a pool, got one with '00.png' in it"),
+        (tmp_path / "file", "expected a folder, got a file"),
+    ):
+        before = set(tmp_path.rglob("*"))
+        done = command("pool", "build", tmp_path, candidates, "--out", out)
+        assert words in str(done.exception)
+        assert set(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", ["pool", "select"])

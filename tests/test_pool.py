@@ -274,10 +274,15 @@ def test_adding_and_removing(build, candidates, tmp_path, dtype, project):
         grown.add(more)
 
 
-def test_verify_finds_changed_bytes(build):
-    pool, _ = build(dtype="fp32")
+@pytest.mark.parametrize("number", [np.nan, -np.inf])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+def test_verify_finds_changed_bytes(build, dtype, number):
+    pool, _ = build(dtype=dtype)
     data = bytearray((pool.path / DATA_FILE).read_bytes())
-    data[-4:] = np.float32(np.nan).tobytes()
+    changed = np.array([number], np.float32).tobytes()
+    end = len(data) - (pool.rows.features.nbytes if dtype == "int8" else 0)
+    size = 2 if dtype == "bf16" else 4
+    data[end - size : end] = changed[-size:]
     (pool.path / DATA_FILE).write_bytes(data)
     problems = Pool.open(pool.path).verify()
     assert problems == [
@@ -321,6 +326,7 @@ def test_nothing_is_left_to_choose(build):
     ("source", "options", "words"),
     [
         ("nothing.png", {}, "nothing.png"),
+        ([3], {}, "source: expected paths, or items, got 3"),
         ([], {}, "at least one image, got none"),
         (["one/x.png", "two/x.png"], {}, "names that differ, got 2 candidates called 'x.png'"),
         ("broken.tar", {}, "a tar file without compression"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from brainfast import _C
+from brainfast import _C, pool_templates
 from brainfast.errors import BrainfastError
 from brainfast.files import save_tensors
 from brainfast.objective import Objective
@@ -113,3 +113,24 @@ def test_what_one_machine_begins_another_ends_and_both_open(
     engine.tokens = stop
     again = Pool.build(engine, candidates, **options)
     assert len(Pool.open(again.path, engine).top(wanted, 13)) == 3
+
+
+@pytest.mark.parametrize("project", [None, ["FFA", "PPA"]])
+def test_an_expression_is_folded_once_and_the_oldest_is_forgotten(build, monkeypatch, project):
+    pool, engine = build(project=project)
+    right, folds = Objective.weights, []
+    monkeypatch.setattr(Objective, "weights", lambda *of: (folds.append(1), right(*of))[1])
+    first = pool.score("FFA - PPA")
+    held = Objective([np.arange(30) < 9.0, "PPA"])
+    for objective in ("FFA - PPA", ["FFA - PPA"], held if project is None else "PPA"):
+        pool.score(objective)
+        np.testing.assert_array_equal(pool.score(objective), pool.score(objective))
+    assert len(folds) == 2
+    assert not pool.templates("FFA - PPA")[0].flags.writeable
+    monkeypatch.setattr(pool_templates, "_KEPT_BYTES", pool.index.features * 4)
+    pool.score("FFA")
+    np.testing.assert_array_equal(pool.score("FFA - PPA"), first)
+    assert len(folds) == 4
+    if project is None:
+        engine.head = replace(engine.head, weight=2 * engine.head.weight)
+        assert not np.array_equal(pool.with_engine(engine).score("FFA - PPA"), first)

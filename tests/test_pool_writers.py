@@ -147,6 +147,15 @@ def test_a_kill_during_the_swap_leaves_no_old_folder(
     assert (own / INDEX_FILE).is_file(), "a user's own copy is left alone"
 
 
+def test_what_a_user_keeps_beside_the_data_stays(pool: Pool, tmp_path: Path) -> None:
+    (pool.path / "notes.txt").write_text("of the first session")
+    (pool.path / "tables").mkdir()
+    (pool.path / "tables" / "categories.csv").write_text("a,b")
+    grown = pool.add(images(tmp_path / "more", 1))
+    assert (grown.path / "notes.txt").read_text() == "of the first session"
+    assert (grown.path / "tables" / "categories.csv").read_text() == "a,b"
+
+
 def test_latents_of_another_precision_are_stale(pool: Pool, engine: Any) -> None:
     engine.head = engine.head.with_precision("bf16")
     with pytest.raises(BrainfastError, match="a pool of other head precision"):
