@@ -56,7 +56,7 @@ const std::uint8_t* mask_of(const std::optional<py::array>& exclude, const Rows&
 
 py::tuple choose(const py::array& pool, const py::array& templates, py::ssize_t k,
                  const std::optional<py::array>& exclude, const std::optional<py::array>& scale,
-                 const std::string& isa) {
+                 const std::string& isa, bool screen) {
   const Rows from = rows_of(pool, "pool", "[N,F]", true);
   const Rows wanted = rows_of(templates, "templates", "[O,F]", false);
   check(from.features >= 1, "pool", "at least one feature", text_of(shape_of(pool)));
@@ -68,13 +68,14 @@ py::tuple choose(const py::array& pool, const py::array& templates, py::ssize_t 
                                  from.kind, scale_of(scale, from), mask_of(exclude, from)};
   const TemplateRows rows{wanted.rows, wanted.data, wanted.kind};
   const Isa chosen = select_isa(isa, topk_precision(from.kind, wanted.kind));
+  const bool screens = screen && can_screen(isa);
   py::array_t<float> scores(Sizes{wanted.rows, k});
   py::array_t<std::int64_t> indices(Sizes{wanted.rows, k});
   float* const to_scores = scores.mutable_data();
   std::int64_t* const to_indices = indices.mutable_data();
   {
     const py::gil_scoped_release release;
-    score_topk(candidates, rows, k, to_scores, to_indices, chosen);
+    score_topk(candidates, rows, k, to_scores, to_indices, chosen, screens);
   }
   return py::make_tuple(scores, indices);
 }
@@ -84,7 +85,7 @@ py::tuple choose(const py::array& pool, const py::array& templates, py::ssize_t 
 void bind_score_topk(py::module_& m) {
   m.def("score_topk", &choose, py::arg("pool"), py::arg("templates"), py::arg("k"),
         py::arg("exclude") = py::none(), py::kw_only(), py::arg("scale") = py::none(),
-        py::arg("isa") = "",
+        py::arg("isa") = "", py::arg("screen") = true,
         "pool [N,F], templates [O,F] -> scores [O,k], indices [O,k]; exclude: bool [N]. "
         "pool: float32, bfloat16 as uint16, or int8 with scale [N]; templates: float32, or "
         "bfloat16 as uint16. Index -1 and score -inf where fewer than k candidates are left.");

@@ -1,101 +1,31 @@
 #include "score_topk.h"
 
 #include <algorithm>
-#include <cmath>
+#include <array>
 #include <limits>
-#include <span>
+#include <numeric>
+#include <optional>
 
 #include "../runtime/scratch.h"
 #include "../runtime/thread_pool.h"
-#include "bfloat16.h"
 #include "packed_panels.h"
+#include "score_topk_best.h"
 #include "score_topk_kernels.h"
+#include "score_topk_scores.h"
+#include "score_topk_screen.h"
+#include "score_topk_templates.h"
+#include "score_topk_waiting.h"
 
 namespace brainfast {
 namespace {
 
 constexpr std::int64_t kFloat = sizeof(float);
 constexpr std::int64_t kLine = 64;          // bytes that keep the scratch of two threads apart
-constexpr std::int64_t kChunk = 2048;       // features whose templates stay in a core's cache
 constexpr std::int64_t kMostRows = 256;     // candidates of a task: templates are read once for it
 constexpr std::int64_t kTasksOfThread = 8;  // so that threads end together
 
 // What the numbered buffers of a scratch hold.
 enum Buffer { kTemplates, kWork, kBest };
-
-struct Choice {
-  float score;
-  std::int64_t index;
-};
-
-// A total order, so that the k best of some choices are the same in whatever order they came.
-bool better(const Choice& a, const Choice& b) {
-  return a.score > b.score || (a.score == b.score && a.index < b.index);
-}
-
-// The k best so far of each objective, for one thread: heaps whose first is the worst.
-class Best {
- public:
-  Best(std::byte* memory, std::int64_t objectives, std::int64_t k)
-      : objectives_(objectives),
-        k_(k),
-        heaps_(reinterpret_cast<Choice*>(memory)),
-        counts_(reinterpret_cast<std::int64_t*>(heaps_ + objectives * k)),
-        bars_(reinterpret_cast<float*>(counts_ + objectives)) {}
-
-  static std::int64_t bytes(std::int64_t objectives, std::int64_t k) {
-    const std::int64_t each = sizeof(std::int64_t) + sizeof(float);
-    return padded_to(objectives * (k * static_cast<std::int64_t>(sizeof(Choice)) + each), kLine);
-  }
-
-  void clear() {
-    std::fill_n(counts_, objectives_, 0);
-    std::fill_n(bars_, objectives_, -std::numeric_limits<float>::infinity());
-  }
-
-  // Scores of one candidate, [O].
-  void offer(const float* scores, std::int64_t index) {
-    bool any = false;
-    for (std::int64_t o = 0; o < objectives_; ++o) any |= scores[o] >= bars_[o];
-    if (!any) return;
-    for (std::int64_t o = 0; o < objectives_; ++o) {
-      if (scores[o] >= bars_[o] && std::isfinite(scores[o])) insert(o, {scores[o], index});
-    }
-  }
-
-  std::span<const Choice> of(std::int64_t objective) const {
-    return {heaps_ + objective * k_, static_cast<std::size_t>(counts_[objective])};
-  }
-
- private:
-  void insert(std::int64_t objective, const Choice& choice) {
-    Choice* const heap = heaps_ + objective * k_;
-    std::int64_t& count = counts_[objective];
-    if (count == k_) {
-      if (!better(choice, heap[0])) return;
-      std::pop_heap(heap, heap + count--, better);
-    }
-    heap[count++] = choice;
-    std::push_heap(heap, heap + count, better);
-    if (count == k_) bars_[objective] = heap[0].score;
-  }
-
-  std::int64_t objectives_, k_;
-  Choice* heaps_;         // [O,k]
-  std::int64_t* counts_;  // [O]
-  float* bars_;           // [O], what a score must reach
-};
-
-std::int64_t bytes_of(FeatureKind kind) {
-  switch (kind) {
-    case FeatureKind::float32:
-      return 4;
-    case FeatureKind::bfloat16:
-      return 2;
-    default:
-      return 1;
-  }
-}
 
 const ScoreKernels& kernels_of(FeatureKind kind, Isa isa) {
 #if defined(BRAINFAST_AMX_KERNELS)
@@ -117,137 +47,170 @@ int parts_of(FeatureKind templates, Isa isa) {
   return isa >= Isa::amx && templates == FeatureKind::float32 ? 2 : 1;
 }
 
+#if defined(BRAINFAST_AVX512BF16_KERNELS)
+// Where rounded scores pay: they cost a pass of their own and leave a few to be scored.
+constexpr std::int64_t kLeastObjectives = 3;
+constexpr std::int64_t kLeastFeatures = 64;
+constexpr std::int64_t kLeastCandidates = 1024;
+constexpr std::int64_t kCandidatesOfChoice = 32;
+// Beyond it the bound of int8, which grows with the root of the features, leaves too many.
+constexpr std::int64_t kMostInt8Features = 4096;
+#endif
+
+// A screen's rows are scored while a core's share of the last cache holds them.
+constexpr std::int64_t kScreenedBytes = std::int64_t{8} << 20;
+constexpr std::int64_t kPairsOfPossible = 16;  // of a task, for each that a screen may leave
+constexpr int kMostFailures = 3;            // in a row, until the next screen takes its place
+
+// The roundings to try, the coarser first.
+struct Roundings {
+  std::array<Rounding, 2> kinds{};
+  int count = 0;
+
+  void add(Rounding rounding) { kinds[count++] = rounding; }
+};
+
+Roundings roundings_of([[maybe_unused]] const CandidatePool& pool,
+                       [[maybe_unused]] const TemplateRows& templates,
+                       [[maybe_unused]] std::int64_t k, [[maybe_unused]] Isa isa) {
+  Roundings found;
+#if defined(BRAINFAST_AVX512BF16_KERNELS)
+  if ((isa != Isa::avx512 && isa != Isa::avx512bf16) || !__builtin_cpu_supports("avx512vnni")) {
+    return found;
+  }
+  if (templates.objectives < kLeastObjectives || pool.features < kLeastFeatures) return found;
+  if (pool.candidates < std::max(kLeastCandidates, k * kCandidatesOfChoice)) return found;
+  if (pool.features <= kMostInt8Features) found.add(Rounding::int8);
+  // No faster than the plain kernel where that multiplies bfloat16 itself.
+  if (isa == Isa::avx512) found.add(Rounding::bfloat16);
+#endif
+  return found;
+}
+
+const ScreenKernels& screen_kernels_of([[maybe_unused]] FeatureKind kind,
+                               [[maybe_unused]] Rounding rounding) {
+#if defined(BRAINFAST_AVX512BF16_KERNELS)
+  return screen_kernels_avx512bf16(kind, rounding);
+#else
+  __builtin_unreachable();
+#endif
+}
+
 // A call: where its memory lies and how its tasks are cut.
 class Scoring {
  public:
   Scoring(const CandidatePool& pool, const TemplateRows& templates, std::int64_t k, Isa isa,
-          ThreadPool& threads, Scratch& scratch)
+          const Roundings& roundings, ThreadPool& threads, Scratch& scratch)
       : pool_(pool),
-        templates_(templates),
+        objectives_(templates.objectives),
         k_(k),
-        kernels_(kernels_of(pool.kind, isa)),
-        parts_(parts_of(templates.kind, isa)),
         threads_(threads),
-        padded_(padded_to(templates.objectives, kernels_.objective_step)),
-        step_bytes_(padded_ * parts_ * kernels_.template_bytes),
-        feature_bytes_(bytes_of(pool.kind)),
-        best_bytes_(Best::bytes(templates.objectives, k)) {
-    const std::int64_t some = pieces_of(pool.candidates, kTasksOfThread * threads.size());
-    rows_ = padded_to(std::clamp<std::int64_t>(some, 1, kMostRows), kernels_.max_rows);
-    copy_bytes_ = padded_to(kernels_.max_rows * kChunk * feature_bytes_, kLine);
-    work_bytes_ = copy_bytes_ + padded_to(rows_ * templates.objectives * kFloat, kLine);
-    packed_ = scratch.room<std::byte>(kTemplates,
-                                      step_bytes_ * padded_to(pool.features, kernels_.depth_step));
-    work_ = scratch.room<std::byte>(kWork, work_bytes_ * threads.size());
-    best_ = scratch.room<std::byte>(
-        kBest, (best_bytes_ + k * std::int64_t{sizeof(Choice)}) * threads.size());
-    merged_ = reinterpret_cast<Choice*>(best_ + best_bytes_ * threads.size());
+        scores_(pool, templates, kernels_of(pool.kind, isa), parts_of(templates.kind, isa)),
+        rows_(rows_of_task(kernels_of(pool.kind, isa).max_rows, roundings.count > 0)),
+        most_possible_(rows_ * objectives_ / kPairsOfPossible) {
+    for (; levels_ < roundings.count; ++levels_) {
+      const ScreenKernels& kernels = screen_kernels_of(pool.kind, roundings.kinds[levels_]);
+      screens_[levels_].emplace(pool, templates, kernels, rows_, threads.size());
+    }
+    place_shared(scratch);
+    place_work(scratch);
   }
 
   void run(float* scores, std::int64_t* indices) {
-    pack_templates();
-    for (int who = 0; who < threads_.size(); ++who) best_of(who).clear();
-    threads_.run(pieces_of(pool_.candidates, rows_), [&](std::int64_t index, int who) {
-      score_rows(index * rows_, std::min(rows_, pool_.candidates - index * rows_), who);
-    });
-    for (std::int64_t o = 0; o < templates_.objectives; ++o) {
-      merge(o, scores + o * k_, indices + o * k_);
+    scores_.pack_templates(threads_);
+    for (int level = 0; level < levels_; ++level) screens_[level]->pack(threads_);
+    for (int who = 0; who < threads_.size(); ++who) {
+      best_of(who).clear();
+      waiting_of(who).clear();
+      *state_of(who) = {};
     }
+    threads_.run(pieces_of(pool_.candidates, rows_), [&](std::int64_t index, int who) {
+      const std::int64_t first = index * rows_, rows = std::min(rows_, pool_.candidates - first);
+      if (!screen_rows(first, rows, who)) score_rows(first, rows, who);
+    });
+    if (levels_ > 0) {
+      threads_.run(threads_.size(), [&](std::int64_t whose, int who) {
+        Best best = best_of(static_cast<int>(whose));
+        waiting_of(static_cast<int>(whose)).score_all(scores_, copies_of(who), best);
+      });
+    }
+    for (std::int64_t o = 0; o < objectives_; ++o) merge(o, scores + o * k_, indices + o * k_);
   }
 
  private:
-  Best best_of(int who) const { return {best_ + who * best_bytes_, templates_.objectives, k_}; }
+  // How a thread's screens have done.
+  struct State {
+    int level, failures;
+  };
 
-  std::int64_t steps_of(std::int64_t begin) const {
-    return padded_to(std::min(kChunk, pool_.features - begin), kernels_.depth_step);
+  std::int64_t rows_of_task(std::int64_t step, bool screened) const {
+    const std::int64_t some = pieces_of(pool_.candidates, kTasksOfThread * threads_.size());
+    const std::int64_t row_bytes = pool_.features * bytes_of(pool_.kind);
+    const std::int64_t most = screened ? kScreenedBytes / row_bytes : kMostRows;
+    return padded_to(std::clamp<std::int64_t>(std::min(some, most), 1, kMostRows),
+                     screened ? std::lcm(step, std::int64_t{kScreenRows}) : step);
   }
 
-  void pack_templates() {
-    threads_.run(pieces_of(pool_.features, kChunk), [&](std::int64_t chunk, int) {
-      const std::int64_t begin = chunk * kChunk, count = std::min(kChunk, pool_.features - begin);
-      for (std::int64_t o = 0; o < padded_; ++o) {
-        float numbers[kChunk];
-        const bool real = o < templates_.objectives;
-        if (real) read_template(o * pool_.features + begin, count, numbers);
-        kernels_.pack(numbers, real ? count : 0, steps_of(begin), o, templates_.objectives, parts_,
-                      packed_ + begin * step_bytes_);
-      }
-    });
-  }
-
-  void read_template(std::int64_t at, std::int64_t count, float* to) const {
-    if (templates_.kind == FeatureKind::float32) {
-      std::copy_n(static_cast<const float*>(templates_.data) + at, count, to);
-    } else {
-      const auto* const from = static_cast<const std::uint16_t*>(templates_.data) + at;
-      std::transform(from, from + count, to, widen_bfloat16);
+  // What all threads read, and what they work in beside that.
+  void place_shared(Scratch& scratch) {
+    std::int64_t bytes = scores_.packed_bytes();
+    for (int level = 0; level < levels_; ++level) bytes += screens_[level]->bytes();
+    std::byte* at = scratch.room<std::byte>(kTemplates, bytes);
+    scores_.use(at);
+    at += scores_.packed_bytes();
+    for (int level = 0; level < levels_; ++level) {
+      screens_[level]->use(at);
+      at += screens_[level]->bytes();
     }
   }
 
-  void score_rows(std::int64_t first, std::int64_t rows, int who) {
-    std::byte* const copies = work_ + who * work_bytes_;
-    auto* const sums = reinterpret_cast<float*>(copies + copy_bytes_);
-    std::fill_n(sums, rows * templates_.objectives, 0.0f);
-    for (std::int64_t begin = 0; begin < pool_.features; begin += kChunk) {
-      for (std::int64_t row = 0; row < rows; row += kernels_.max_rows) {
-        ScoreTask task{};
-        task.rows = std::min<std::int64_t>(kernels_.max_rows, rows - row);
-        task.objectives = templates_.objectives;
-        task.steps = steps_of(begin);
-        task.templates = packed_ + begin * step_bytes_;
-        task.parts = parts_;
-        task.sums = sums + row * task.objectives;
-        set_features(task, first + row, begin, copies);
-        const std::int64_t next = row + kernels_.max_rows;
-        if (next < rows) {
-          set_ahead(task, first + next, rows - next, begin);
-        } else if (begin + kChunk < pool_.features) {
-          set_ahead(task, first, rows, begin + kChunk);
-        }
-        kernels_.score(task);
-      }
-    }
-    offer(sums, first, rows, who);
+  void place_work(Scratch& scratch) {
+    sums_at_ = scores_.copy_bytes();
+    possible_at_ = sums_at_ + padded_to(rows_ * objectives_ * kFloat, kLine);
+    state_at_ = possible_at_ + padded_to(most_possible_ * std::int64_t{sizeof(Possible)}, kLine);
+    waiting_at_ = state_at_ + kLine;
+    work_bytes_ = waiting_at_ + Waiting::bytes(objectives_);
+    best_bytes_ = Best::bytes(objectives_, k_);
+    work_ = scratch.room<std::byte>(kWork, work_bytes_ * threads_.size());
+    best_ = scratch.room<std::byte>(
+        kBest, (best_bytes_ + k_ * std::int64_t{sizeof(Choice)}) * threads_.size());
+    merged_ = reinterpret_cast<Choice*>(best_ + best_bytes_ * threads_.size());
   }
 
-  const std::byte* place(std::int64_t row, std::int64_t begin) const {
-    return static_cast<const std::byte*>(pool_.data) +
-           (row * pool_.features + begin) * feature_bytes_;
+  Best best_of(int who) const { return {best_ + who * best_bytes_, objectives_, k_}; }
+  Waiting waiting_of(int who) const {
+    return {work_ + who * work_bytes_ + waiting_at_, objectives_};
   }
+  std::byte* copies_of(int who) const { return work_ + who * work_bytes_; }
+  float* sums_of(int who) const { return reinterpret_cast<float*>(copies_of(who) + sums_at_); }
+  State* state_of(int who) const { return reinterpret_cast<State*>(copies_of(who) + state_at_); }
 
-  // Where they lie, or else, where the kernel would read past their end, in a padded copy.
-  void set_features(ScoreTask& task, std::int64_t row, std::int64_t begin,
-                    std::byte* copies) const {
-    const std::int64_t count = std::min(kChunk, pool_.features - begin);
-    task.features = place(row, begin);
-    task.feature_stride = pool_.features;
-    if (count == task.steps && task.rows % kernels_.row_step == 0) return;
-    const std::int64_t bytes = count * feature_bytes_, padded = task.steps * feature_bytes_;
-    for (std::int64_t r = 0; r < padded_to(task.rows, kernels_.row_step); ++r) {
-      std::byte* const to = copies + r * padded;
-      const std::int64_t real = r < task.rows ? bytes : 0;
-      std::copy_n(place(row + std::min(r, task.rows - 1), begin), real, to);
-      std::fill(to + real, to + padded, std::byte{});
-    }
-    task.features = copies;
-    task.feature_stride = task.steps;
-  }
-
-  void set_ahead(ScoreTask& task, std::int64_t row, std::int64_t rows, std::int64_t begin) const {
-    task.ahead = reinterpret_cast<const char*>(place(row, begin));
-    task.ahead_rows = std::min<std::int64_t>(kernels_.max_rows, rows);
-    task.ahead_stride = pool_.features * feature_bytes_;
-  }
-
-  void offer(float* sums, std::int64_t first, std::int64_t rows, int who) const {
+  // False, and nothing done, where there is nothing to compare with yet or too many remain.
+  bool screen_rows(std::int64_t first, std::int64_t rows, int who) const {
+    State& state = *state_of(who);
     Best best = best_of(who);
-    const std::int64_t objectives = templates_.objectives;
-    for (std::int64_t row = first; row < first + rows; ++row, sums += objectives) {
-      if (pool_.exclude && pool_.exclude[row]) continue;
-      if (pool_.scale) {
-        for (std::int64_t o = 0; o < objectives; ++o) sums[o] *= pool_.scale[row];
-      }
-      best.offer(sums, row);
+    if (state.level == levels_ || !best.full()) return false;
+    auto* const possible = reinterpret_cast<Possible*>(copies_of(who) + possible_at_);
+    const std::int64_t found = screens_[state.level]->search(first, rows, best.bars(), who,
+                                                             possible, most_possible_);
+    if (found > most_possible_) {
+      if (++state.failures == kMostFailures) state = {state.level + 1, 0};
+      return false;
+    }
+    state.failures = 0;
+    Waiting waiting = waiting_of(who);
+    for (std::int64_t i = 0; i < found; ++i) {
+      waiting.add(possible[i], scores_, copies_of(who), best);
+    }
+    return true;
+  }
+
+  void score_rows(std::int64_t first, std::int64_t rows, int who) const {
+    const float* sums = sums_of(who);
+    scores_.of_rows(first, rows, copies_of(who), sums_of(who));
+    Best best = best_of(who);
+    for (std::int64_t row = first; row < first + rows; ++row, sums += objectives_) {
+      if (!(pool_.exclude && pool_.exclude[row])) best.offer(sums, row);
     }
   }
 
@@ -268,16 +231,15 @@ class Scoring {
   }
 
   const CandidatePool& pool_;
-  const TemplateRows& templates_;
-  std::int64_t k_;
-  const ScoreKernels& kernels_;
-  int parts_;
+  std::int64_t objectives_, k_;
   ThreadPool& threads_;
-  std::int64_t padded_;         // objectives
-  std::int64_t step_bytes_;     // of packed templates for one feature
-  std::int64_t feature_bytes_;  // of one in the pool
-  std::int64_t best_bytes_, rows_, copy_bytes_, work_bytes_;
-  std::byte *packed_, *work_, *best_;
+  Scores scores_;
+  std::int64_t rows_, most_possible_;
+  std::array<std::optional<Screen>, 2> screens_;
+  int levels_ = 0;
+  // Where a thread's things lie in its share of work_, in bytes.
+  std::int64_t sums_at_, possible_at_, state_at_, waiting_at_, work_bytes_, best_bytes_;
+  std::byte *work_, *best_;
   Choice* merged_;  // every thread's choices of one objective
 };
 
@@ -288,12 +250,17 @@ Precision topk_precision(FeatureKind pool, FeatureKind templates) {
   return templates == FeatureKind::bfloat16 ? Precision::bf16 : Precision::bf16x3;
 }
 
+bool can_screen(const std::string& wanted) {
+  return select_isa(wanted, Precision::bf16) == Isa::avx512bf16;
+}
+
 void score_topk(const CandidatePool& pool, const TemplateRows& templates, std::int64_t k,
-                float* scores, std::int64_t* indices, Isa isa) {
+                float* scores, std::int64_t* indices, Isa isa, bool screen) {
   if (k == 0 || templates.objectives == 0) return;
   const auto threads = shared_pool();
   BorrowedScratch scratch(threads->shelf());
-  Scoring(pool, templates, k, isa, *threads, *scratch).run(scores, indices);
+  const Roundings roundings = screen ? roundings_of(pool, templates, k, isa) : Roundings{};
+  Scoring(pool, templates, k, isa, roundings, *threads, *scratch).run(scores, indices);
 }
 
 }  // namespace brainfast

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "../runtime/cpu_features.h"
 
@@ -35,8 +36,13 @@ struct TemplateRows {
 // multiply their two halves and other paths the numbers themselves.
 Precision topk_precision(FeatureKind pool, FeatureKind templates);
 
-// `isa` is one that select_isa gives for topk_precision. 0 <= k <= N, F >= 1.
+// Whether the machine, or the path of that name, can screen.
+bool can_screen(const std::string& wanted);
+
+// `isa` is one that select_isa gives for topk_precision. 0 <= k <= N, F >= 1. `screen`, where
+// can_screen, leaves out by rounded products what cannot be chosen: results are the same, sooner.
 void score_topk(const CandidatePool& pool, const TemplateRows& templates, std::int64_t k,
-                float* scores /* [O,k] */, std::int64_t* indices /* [O,k] */, Isa isa);
+                float* scores /* [O,k] */, std::int64_t* indices /* [O,k] */, Isa isa,
+                bool screen = false);
 
 }  // namespace brainfast

@@ -108,6 +108,22 @@ BRAINFAST_INLINE void add_step(typename M::Vector (&sum)[Rows][Columns],
   }
 }
 
+// The same of rows that lie anywhere and one objective; `stride` from part to part of it.
+template <class M, int part, int Rows>
+BRAINFAST_INLINE void add_pairs_step(typename M::Vector (&sum)[Rows][1],
+                                     const void* const (&x)[Rows], int64_t step,
+                                     const typename M::Template* w, int64_t stride) {
+  const auto column = M::load_template(w);
+  BRAINFAST_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    const auto* const at = static_cast<const typename M::Feature*>(x[r]) + step;
+    M::add_product(sum[r][0], M::template load_features<part>(at), column);
+  }
+  if constexpr (part + 1 < M::kParts) {
+    add_pairs_step<M, part + 1>(sum, x, step, w + stride, stride);
+  }
+}
+
 // Rows that a later task reads are fetched beside the arithmetic, a little in every step: all at
 // once they would stand in the way of the templates.
 template <class M, int Rows, int Columns>
@@ -157,6 +173,28 @@ void score(const ScoreTask& task) {
   }
 }
 
+// A pair's sums are made as score_tile makes them: the products of a lane one after another, then
+// the lanes.
+template <class M>
+void score_pairs(PairTask& task) {
+  constexpr int kRows = PairTask::kRows, kVector = M::kStep / M::kParts;
+  const int64_t first = task.objective / M::kMaxColumns * M::kMaxColumns;
+  const int64_t columns = smaller(M::kMaxColumns, task.objectives - first);
+  const auto* w = static_cast<const typename M::Template*>(task.templates) + first * task.steps +
+                  (task.objective - first) * kVector;
+  typename M::Vector sum[kRows][1] = {};
+  for (int64_t step = 0; step < task.steps; step += M::kStep) {
+    add_pairs_step<M, 0>(sum, task.features, step, w, columns * kVector);
+    w += columns * M::kStep;
+  }
+  alignas(64) float lanes[kRows * M::kLanes];
+  float total[kRows];
+  BRAINFAST_UNROLL
+  for (int r = 0; r < kRows; ++r) store<M>(lanes + r * M::kLanes, sum[r][0]);
+  add_lanes<M>(lanes, kRows, total);
+  for (int r = 0; r < kRows; ++r) task.sums[r] += total[r];
+}
+
 // The objectives of a tile lie beside each other, a vector at a time:
 // [tiles, steps / kStep, kParts, columns of the tile, kStep / kParts].
 template <class M>
@@ -184,7 +222,8 @@ void pack_template(const float* from, int64_t count, int64_t steps, int64_t obje
 
 template <class M>
 constexpr ScoreKernels make_score_kernels() {
-  return {M::kStep, M::kMaxRows, 1, 1, sizeof(typename M::Template), pack_template<M>, score<M>};
+  return {M::kStep,         M::kMaxRows, 1, 1, sizeof(typename M::Template),
+          pack_template<M>, score<M>,    score_pairs<M>};
 }
 
 // For every kind of features.
