@@ -242,6 +242,7 @@ def score_topk(
     *,
     scale: NDArray[np.float32] | None = None,  # [N], with int8 alone
     isa: str = "",
+    screen: bool = True,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...  # [O,k], [O,k]
 
 class CudaFactorReadout:

@@ -88,7 +88,9 @@ void bind_score_topk(py::module_& m) {
         py::arg("isa") = "", py::arg("screen") = true,
         "pool [N,F], templates [O,F] -> scores [O,k], indices [O,k]; exclude: bool [N]. "
         "pool: float32, bfloat16 as uint16, or int8 with scale [N]; templates: float32, or "
-        "bfloat16 as uint16. Index -1 and score -inf where fewer than k candidates are left.");
+        "bfloat16 as uint16. Index -1 and score -inf where fewer than k candidates are left. "
+        "screen: leave out by rounded products, where the processor has them, what cannot be "
+        "chosen; the results are the same bits.");
 }
 
 }  // namespace brainfast

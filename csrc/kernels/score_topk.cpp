@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <limits>
 #include <numeric>
 #include <optional>
@@ -49,7 +50,7 @@ int parts_of(FeatureKind templates, Isa isa) {
 
 #if defined(BRAINFAST_AVX512BF16_KERNELS)
 // Where rounded scores pay: they cost a pass of their own and leave a few to be scored.
-constexpr std::int64_t kLeastObjectives = 3;
+constexpr std::int64_t kLeastObjectives = 7;
 constexpr std::int64_t kLeastFeatures = 64;
 constexpr std::int64_t kLeastCandidates = 1024;
 constexpr std::int64_t kCandidatesOfChoice = 32;
@@ -59,8 +60,9 @@ constexpr std::int64_t kMostInt8Features = 4096;
 
 // A screen's rows are scored while a core's share of the last cache holds them.
 constexpr std::int64_t kScreenedBytes = std::int64_t{8} << 20;
-constexpr std::int64_t kPairsOfPossible = 16;  // of a task, for each that a screen may leave
-constexpr int kMostFailures = 3;            // in a row, until the next screen takes its place
+constexpr std::int64_t kPairsOfPossible = 8;  // of a task, for each that a screen may leave
+constexpr int kMostFailures = 3;              // in a row, until the next screen takes its place
+constexpr int kMostDoublings = 5;             // of the tasks that go by before another attempt
 
 // The roundings to try, the coarser first.
 struct Roundings {
@@ -88,7 +90,7 @@ Roundings roundings_of([[maybe_unused]] const CandidatePool& pool,
 }
 
 const ScreenKernels& screen_kernels_of([[maybe_unused]] FeatureKind kind,
-                               [[maybe_unused]] Rounding rounding) {
+                                       [[maybe_unused]] Rounding rounding) {
 #if defined(BRAINFAST_AVX512BF16_KERNELS)
   return screen_kernels_avx512bf16(kind, rounding);
 #else
@@ -119,6 +121,7 @@ class Scoring {
   void run(float* scores, std::int64_t* indices) {
     scores_.pack_templates(threads_);
     for (int level = 0; level < levels_; ++level) screens_[level]->pack(threads_);
+    std::fill_n(shared_bars_, objectives_, -std::numeric_limits<float>::infinity());
     for (int who = 0; who < threads_.size(); ++who) {
       best_of(who).clear();
       waiting_of(who).clear();
@@ -138,9 +141,9 @@ class Scoring {
   }
 
  private:
-  // How a thread's screens have done.
+  // How a thread's screens have done: failures in a row, and the tasks that go by without one.
   struct State {
-    int level, failures;
+    int level, failures, rest;
   };
 
   std::int64_t rows_of_task(std::int64_t step, bool screened) const {
@@ -172,9 +175,11 @@ class Scoring {
     work_bytes_ = waiting_at_ + Waiting::bytes(objectives_);
     best_bytes_ = Best::bytes(objectives_, k_);
     work_ = scratch.room<std::byte>(kWork, work_bytes_ * threads_.size());
+    const std::int64_t merged_bytes = k_ * std::int64_t{sizeof(Choice)};
     best_ = scratch.room<std::byte>(
-        kBest, (best_bytes_ + k_ * std::int64_t{sizeof(Choice)}) * threads_.size());
+        kBest, (best_bytes_ + merged_bytes) * threads_.size() + objectives_ * kFloat);
     merged_ = reinterpret_cast<Choice*>(best_ + best_bytes_ * threads_.size());
+    shared_bars_ = reinterpret_cast<float*>(merged_ + k_ * threads_.size());
   }
 
   Best best_of(int who) const { return {best_ + who * best_bytes_, objectives_, k_}; }
@@ -187,14 +192,20 @@ class Scoring {
 
   // False, and nothing done, where there is nothing to compare with yet or too many remain.
   bool screen_rows(std::int64_t first, std::int64_t rows, int who) const {
+    if (levels_ == 0) return false;
     State& state = *state_of(who);
+    if (state.rest > 0) {
+      --state.rest;
+      return false;
+    }
     Best best = best_of(who);
-    if (state.level == levels_ || !best.full()) return false;
     auto* const possible = reinterpret_cast<Possible*>(copies_of(who) + possible_at_);
-    const std::int64_t found = screens_[state.level]->search(first, rows, best.bars(), who,
-                                                             possible, most_possible_);
+    float* const bars = sums_of(who);
+    if (!share_bars(best, bars)) return false;
+    const std::int64_t found =
+        screens_[state.level]->search(first, rows, bars, who, possible, most_possible_);
     if (found > most_possible_) {
-      if (++state.failures == kMostFailures) state = {state.level + 1, 0};
+      fail(state);
       return false;
     }
     state.failures = 0;
@@ -203,6 +214,30 @@ class Scoring {
       waiting.add(possible[i], scores_, copies_of(who), best);
     }
     return true;
+  }
+
+  void fail(State& state) const {
+    if (++state.failures == kMostFailures && state.level + 1 < levels_) {
+      state = {state.level + 1, 0, 0};
+    } else {
+      state.rest = 1 << std::min(state.failures, kMostDoublings);
+    }
+  }
+
+  // The highest bar of any thread is one for all: k candidates reach it. False where one is still
+  // missing.
+  bool share_bars(const Best& best, float* bars) const {
+    bool all = true;
+    for (std::int64_t o = 0; o < objectives_; ++o) {
+      std::atomic_ref<float> shared(shared_bars_[o]);
+      float highest = shared.load(std::memory_order_relaxed);
+      while (highest < best.bars()[o] &&
+             !shared.compare_exchange_weak(highest, best.bars()[o], std::memory_order_relaxed)) {
+      }
+      bars[o] = std::max(highest, best.bars()[o]);
+      all &= bars[o] > -std::numeric_limits<float>::infinity();
+    }
+    return all;
   }
 
   void score_rows(std::int64_t first, std::int64_t rows, int who) const {
@@ -240,7 +275,8 @@ class Scoring {
   // Where a thread's things lie in its share of work_, in bytes.
   std::int64_t sums_at_, possible_at_, state_at_, waiting_at_, work_bytes_, best_bytes_;
   std::byte *work_, *best_;
-  Choice* merged_;  // every thread's choices of one objective
+  Choice* merged_;      // every thread's choices of one objective
+  float* shared_bars_;  // [O]
 };
 
 }  // namespace

@@ -62,10 +62,6 @@ class Best {
   // [O], what a score must reach: -inf until there are k.
   const float* bars() const { return bars_; }
 
-  bool full() const {
-    return std::all_of(counts_, counts_ + objectives_, [&](auto count) { return count == k_; });
-  }
-
  private:
   void insert(std::int64_t objective, const Choice& choice) {
     Choice* const heap = heaps_ + objective * k_;

@@ -77,7 +77,7 @@ struct ScreenTask {
 struct ReachTask {
   std::int64_t objectives;  // padded
   float norm, deviation;
-  float scale;  // of the candidate, or 1
+  float scale;                                         // of the candidate, or 1
   const float *of_norm, *of_deviation, *least, *bars;  // [padded objectives]
   float* sums;            // [padded objectives] in; out: the most that each score can be
   std::uint8_t* reached;  // [padded objectives / 8], a bit for each that may reach its bar
@@ -85,7 +85,7 @@ struct ReachTask {
 
 constexpr int kScreenRows = 12;
 constexpr int kScreenColumns = 8;
-constexpr int kScreenDepth = 64;
+constexpr int kScreenDepth = 128;
 
 // For one kind of features and one kind of rounding.
 struct ScreenKernels {

@@ -222,8 +222,8 @@ void pack_template(const float* from, int64_t count, int64_t steps, int64_t obje
 
 template <class M>
 constexpr ScoreKernels make_score_kernels() {
-  return {M::kStep,         M::kMaxRows, 1, 1, sizeof(typename M::Template),
-          pack_template<M>, score<M>,    score_pairs<M>};
+  return {M::kStep, M::kMaxRows,   1, 1, sizeof(typename M::Template), pack_template<M>,
+          score<M>, score_pairs<M>};
 }
 
 // For every kind of features.

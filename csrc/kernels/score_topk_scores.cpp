@@ -82,8 +82,8 @@ void Scores::of_rows(std::int64_t first, std::int64_t rows, std::byte* copies, f
   }
 }
 
-void Scores::of_pairs(std::span<const std::int64_t> rows, std::int64_t objective,
-                      std::byte* copies, float* to) const {
+void Scores::of_pairs(std::span<const std::int64_t> rows, std::int64_t objective, std::byte* copies,
+                      float* to) const {
   PairTask task{};
   task.objective = objective;
   task.objectives = templates_.objectives;

@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::int64_t kFloat = sizeof(float);
 constexpr std::int64_t kLine = 64;
-constexpr std::int64_t kChunk = 1024;  // features whose templates and candidates stay in L1 and L2
+constexpr std::int64_t kChunk = 2048;  // features whose templates and candidates stay in L1 and L2
 
 // Of the plain kernels' sums and of what is done once to a score, with room to spare.
 constexpr double kOtherRoundings = 1024;
@@ -57,9 +57,9 @@ std::int64_t Screen::take_work() {
 
 Screen::Work Screen::work_of(int who) const {
   const std::int64_t begin = works_ + who * work_bytes_;
-  return {at<std::byte>(begin),           at<float>(begin + sums_),
-          at<float>(begin + squares_),    at<float>(begin + deviations_),
-          at<float>(begin + bars_),       at<std::uint8_t>(begin + reached_)};
+  return {at<std::byte>(begin),        at<float>(begin + sums_),
+          at<float>(begin + squares_), at<float>(begin + deviations_),
+          at<float>(begin + bars_),    at<std::uint8_t>(begin + reached_)};
 }
 
 std::int64_t Screen::steps_of(std::int64_t begin) const {
@@ -112,8 +112,8 @@ void Screen::bound(std::int64_t objective) {
   whole = std::sqrt(whole);
   left = std::sqrt(left);
   const double features = static_cast<double>(pool_.features);
-  const double roundings = static_cast<double>(kernels_.most_roundings * (kChunk / kernels_.numbers) +
-                                               2 * chunks_);
+  const double roundings =
+      static_cast<double>(kernels_.most_roundings * (kChunk / kernels_.numbers) + 2 * chunks_);
   const double unit = 0x1p-24 * (roundings + kOtherRoundings);
   const double of_norm = left + unit * (2 * whole + left), of_deviation = (1 + unit) * whole;
   constexpr double kOwn = 1 + 0x1p-8;
@@ -150,8 +150,7 @@ void Screen::score(std::int64_t first, std::int64_t rows, const Work& work) cons
       const bool more = row + kScreenRows < rows;
       if (more || chunk + 1 < chunks_) {
         const std::int64_t next = more ? row + kScreenRows : 0;
-        task.ahead =
-            reinterpret_cast<const char*>(place(next, more ? begin : begin + kChunk));
+        task.ahead = reinterpret_cast<const char*>(place(next, more ? begin : begin + kChunk));
         task.ahead_rows = std::min<std::int64_t>(kScreenRows, rows - next);
         task.ahead_stride = pool_.features * bytes;
       }

@@ -12,8 +12,8 @@
 namespace brainfast {
 namespace topk_screen_avx512bf16 {
 
-constexpr int64_t kPanel = 16;      // objectives side by side; the last panel may have 8
-constexpr float kMagic = 0x1p23f;   // above it, float32 counts in ones
+constexpr int64_t kPanel = 16;          // objectives side by side; the last panel may have 8
+constexpr float kMagic = 0x1p23f;       // above it, float32 counts in ones
 constexpr float kLeastTop = 0x1p-100f;  // smaller numbers have no inverse
 
 typedef std::int32_t LooseWord __attribute__((aligned(1), may_alias));
@@ -68,8 +68,8 @@ struct Lanes<8> {
   }
   static BRAINFAST_INLINE __m256 floats(Ints bits) { return _mm256_castsi256_ps(bits); }
   static BRAINFAST_INLINE __m256 numbers(Ints sums, const Word* units, float unit) {
-    const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(reinterpret_cast<const float*>(units)),
-                                        _mm256_set1_ps(unit));
+    const __m256 scaled =
+        _mm256_mul_ps(_mm256_loadu_ps(reinterpret_cast<const float*>(units)), _mm256_set1_ps(unit));
     return _mm256_mul_ps(_mm256_cvtepi32_ps(sums), scaled);
   }
 };
@@ -202,12 +202,15 @@ BRAINFAST_INLINE __mmask32 first_of(int64_t count, int64_t most) {
 }
 
 BRAINFAST_INLINE __m512i load_some_of(const std::uint16_t* from, int64_t count) {
+  if (count >= 32) return _mm512_loadu_si512(from);
   return _mm512_maskz_loadu_epi16(first_of(count, 32), from);
 }
 BRAINFAST_INLINE __m512 load_some_of(const float* from, int64_t count) {
+  if (count >= 16) return _mm512_loadu_ps(from);
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>(first_of(count, 16)), from);
 }
 BRAINFAST_INLINE __m256i load_some_of(const std::int8_t* from, int64_t count) {
+  if (count >= 32) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   return _mm256_maskz_loadu_epi8(first_of(count, 32), from);
 }
 
@@ -226,6 +229,8 @@ BRAINFAST_INLINE __m512i bfloats_of(const std::int8_t* from, int64_t count) {
                                                        half(_mm256_castsi256_si128(bytes))));
 }
 
+constexpr int kParts = kScreenDepth / 32;  // vectors of pairs
+
 template <class Feature>
 void screen_as_bfloats(const ScreenTask& task) {
   const bool where_they_lie = sizeof(Feature) == 2 && !std::is_same_v<Feature, float> &&
@@ -235,17 +240,19 @@ void screen_as_bfloats(const ScreenTask& task) {
   if (where_they_lie) x = {reinterpret_cast<const char*>(from), 2 * task.feature_stride, {}};
   for (int64_t r = 0; r < task.rows; ++r, from += task.feature_stride) {
     std::byte* const to = task.operands + r * 2 * task.steps;
-    __m512 squares[2] = {};
-    for (int64_t f = 0; f < task.steps; f += 64) {
+    __m512 squares[kParts] = {};
+    for (int64_t f = 0; f < task.steps; f += kScreenDepth) {
       BRAINFAST_UNROLL
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < kParts; ++i) {
         const int64_t at = f + 32 * i;
         const __m512i bits = bfloats_of(from + at, task.count - at);
         if (!where_they_lie) _mm512_storeu_si512(to + 2 * at, bits);
         squares[i] = _mm512_dpbf16_ps(squares[i], pairs(bits), pairs(bits));
       }
     }
-    const float square = _mm512_reduce_add_ps(_mm512_add_ps(squares[0], squares[1]));
+    const __m512 halves[] = {_mm512_add_ps(squares[0], squares[1]),
+                             _mm512_add_ps(squares[2], squares[3])};
+    const float square = _mm512_reduce_add_ps(_mm512_add_ps(halves[0], halves[1]));
     task.squares[r] += square;
     // Rounding to nearest moves a number by at most 2^-8 of what it becomes.
     if (sizeof(Feature) == 4) task.deviations[r] += 0x1p-16f * square;
@@ -256,10 +263,15 @@ void screen_as_bfloats(const ScreenTask& task) {
 // The largest magnitude, NaN and infinity above all.
 inline float top_of(const std::uint16_t* from, int64_t count) {
   const __m512i magnitude = _mm512_set1_epi16(0x7fff);
-  __m512i top = _mm512_setzero_si512();
-  for (int64_t f = 0; f < count; f += 32) {
-    top = _mm512_max_epu16(top, _mm512_and_si512(magnitude, load_some_of(from + f, count - f)));
+  __m512i tops[2] = {};
+  for (int64_t f = 0; f < count; f += 64) {
+    BRAINFAST_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const __m512i bits = load_some_of(from + f + 32 * i, count - f - 32 * i);
+      tops[i] = _mm512_max_epu16(tops[i], _mm512_and_si512(magnitude, bits));
+    }
   }
+  const __m512i top = _mm512_max_epu16(tops[0], tops[1]);
   const __m512i odd = _mm512_srli_epi32(top, 16);
   const __m512i even = _mm512_and_si512(top, _mm512_set1_epi32(0xffff));
   return __builtin_bit_cast(float, _mm512_reduce_max_epu32(_mm512_max_epu32(odd, even)) << 16);
@@ -274,94 +286,127 @@ inline float top_of(const float* from, int64_t count) {
   return __builtin_bit_cast(float, _mm512_reduce_max_epu32(top));
 }
 
-// Thirty-two features times `inverse`, to nearest whole numbers, plus 128, as bytes: the number of
-// ones that float32 counts above 2^23 are its last bits.
-BRAINFAST_INLINE __m256i bytes_of(const std::uint16_t* from, int64_t count, float inverse) {
+// The lower halves of the words of two vectors, in order.
+BRAINFAST_INLINE __m512i lower_halves(__m512i first, __m512i second) {
+  alignas(64) static constexpr std::uint16_t kEven[] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20,
+                                                        22, 24, 26, 28, 30, 32, 34, 36, 38, 40, 42,
+                                                        44, 46, 48, 50, 52, 54, 56, 58, 60, 62};
+  return _mm512_permutex2var_epi16(first, _mm512_load_si512(kEven), second);
+}
+
+// Features times `inverse`, to nearest whole numbers, plus 128: the number of ones that float32
+// counts above 2^23 are its last bits.
+BRAINFAST_INLINE __m512i whole(__m512 numbers, float inverse) {
+  return _mm512_castps_si512(
+      _mm512_fmadd_ps(numbers, _mm512_set1_ps(inverse), _mm512_set1_ps(kMagic + 128)));
+}
+
+// Thirty-two of them as the lower halves of words.
+BRAINFAST_INLINE __m512i pairs_of_bytes(const std::uint16_t* from, int64_t count, float inverse) {
   const __m512i bits = load_some_of(from, count);
   const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
   const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)));
-  const __m512 low = _mm512_fmadd_ps(even, _mm512_set1_ps(inverse), _mm512_set1_ps(kMagic + 128));
   // The odd ones in the second byte; below it are 256ths, with a half so that the cut rounds.
-  const __m512 high = _mm512_fmadd_ps(odd, _mm512_set1_ps(256 * inverse),
-                                      _mm512_set1_ps(kMagic + 256 * 128 + 128));
+  const __m512 high =
+      _mm512_fmadd_ps(odd, _mm512_set1_ps(256 * inverse), _mm512_set1_ps(kMagic + 256 * 128 + 128));
   constexpr int kChoose = 0xca;  // the second where the first has a bit, and else the third
-  const __m512i both = _mm512_ternarylogic_epi32(_mm512_set1_epi32(0xff), _mm512_castps_si512(low),
-                                                 _mm512_castps_si512(high), kChoose);
-  return _mm512_cvtepi32_epi16(both);
-}
-BRAINFAST_INLINE __m256i bytes_of(const float* from, int64_t count, float inverse) {
-  const auto half = [&](int64_t at) {
-    const __m512 whole = _mm512_fmadd_ps(load_some_of(from + at, count - at),
-                                         _mm512_set1_ps(inverse), _mm512_set1_ps(kMagic + 128));
-    return _mm512_cvtepi32_epi8(_mm512_castps_si512(whole));
-  };
-  return _mm256_inserti128_si256(_mm256_castsi128_si256(half(0)), half(16), 1);
+  return _mm512_ternarylogic_epi32(_mm512_set1_epi32(0xff), whole(even, inverse),
+                                   _mm512_castps_si512(high), kChoose);
 }
 
-// Sixteen sums of squares of 32 whole numbers.
-BRAINFAST_INLINE __m512i add_squares(__m512i sum, __m256i bytes) {
-  const __m512i words = _mm512_cvtepi8_epi16(bytes);
-  return _mm512_dpwssd_epi32(sum, words, words);
+// Sixty-four of them.
+BRAINFAST_INLINE __m512i bytes_of(const std::uint16_t* from, int64_t count, float inverse) {
+  return lower_halves(pairs_of_bytes(from, count, inverse),
+                      pairs_of_bytes(from + 32, count - 32, inverse));
+}
+BRAINFAST_INLINE __m512i bytes_of(const float* from, int64_t count, float inverse) {
+  __m256i half[2];
+  BRAINFAST_UNROLL
+  for (int i = 0; i < 2; ++i, from += 32, count -= 32) {
+    half[i] =
+        _mm512_cvtepi16_epi8(lower_halves(whole(load_some_of(from, count), inverse),
+                                          whole(load_some_of(from + 16, count - 16), inverse)));
+  }
+  return _mm512_inserti64x4(_mm512_castsi256_si512(half[0]), half[1], 1);
+}
+BRAINFAST_INLINE __m512i bytes_of(const std::int8_t* from, int64_t count, float) {
+  const __m512i bytes = count >= 64 ? _mm512_loadu_si512(from)
+                                    : _mm512_maskz_loadu_epi8(
+                                          (std::uint64_t{1} << (count > 0 ? count : 0)) - 1, from);
+  return _mm512_xor_si512(bytes, _mm512_set1_epi8(-128));
 }
 
-// One row as bytes: returns the unit that they count.
+// Sixteen sums of squares of 64 whole numbers; `least` is whether -128 is among them, of which the
+// other form has no magnitude.
+template <bool least>
+BRAINFAST_INLINE __m512i add_squares(__m512i sum, __m512i bytes) {
+  if constexpr (least) {
+    const __m512i low = _mm512_cvtepi8_epi16(_mm512_castsi512_si256(bytes));
+    const __m512i high = _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(bytes, 1));
+    return _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(sum, low, low), high, high);
+  } else {
+    const __m512i magnitudes = _mm512_abs_epi8(bytes);
+    return _mm512_dpbusd_epi32(sum, magnitudes, magnitudes);
+  }
+}
+
+// One row as bytes; returns the sum of their squares.
 template <class Feature>
-float round_row(const Feature* from, int64_t count, int64_t steps, std::byte* to, float* square,
-                float* deviation) {
-  const __m256i sign = _mm256_set1_epi8(-128);
-  float unit = 1, inverse = 1;
-  if constexpr (sizeof(Feature) > 1) {
-    const float top = top_of(from, count);
-    const bool small = !(top >= kLeastTop);
-    inverse = small ? 0 : 127 / top;
-    unit = small ? 2 * top : top / 127;
-    // Half a unit and a 256th of one more, for each feature.
-    *deviation += 0.2525f * unit * unit * static_cast<float>(count);
-  }
+float round_row(const Feature* from, int64_t count, int64_t steps, float inverse, std::byte* to) {
   __m512i squares = _mm512_setzero_si512();
-  for (int64_t f = 0; f < steps; f += 32) {
-    __m256i bytes;
-    if constexpr (sizeof(Feature) == 1) {
-      bytes = _mm256_xor_si256(load_some_of(from + f, count - f), sign);
-    } else {
-      bytes = bytes_of(from + f, count - f, inverse);
-    }
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + f), bytes);
-    squares = add_squares(squares, _mm256_xor_si256(bytes, sign));
+  for (int64_t f = 0; f < steps; f += 64) {
+    const __m512i bytes = bytes_of(from + f, count - f, inverse);
+    _mm512_storeu_si512(to + f, bytes);
+    squares =
+        add_squares<sizeof(Feature) == 1>(squares, _mm512_xor_si512(bytes, _mm512_set1_epi8(-128)));
   }
-  *square += unit * unit * static_cast<float>(_mm512_reduce_add_epi32(squares));
-  return unit;
+  return static_cast<float>(_mm512_reduce_add_epi32(squares));
 }
 
 template <class Feature>
 void screen_as_bytes(const ScreenTask& task) {
-  const auto* from = static_cast<const Feature*>(task.features);
+  const auto* const from = static_cast<const Feature*>(task.features);
   Operands x{reinterpret_cast<const char*>(task.operands), task.steps, {}};
-  for (int64_t r = 0; r < task.rows; ++r, from += task.feature_stride) {
-    x.units[r] = round_row(from, task.count, task.steps, task.operands + r * task.steps,
-                           task.squares + r, task.deviations + r);
+  float inverse[kScreenRows];
+  for (int64_t r = 0; r < task.rows; ++r) {
+    x.units[r] = inverse[r] = 1;
+    if constexpr (sizeof(Feature) > 1) {
+      const float top = top_of(from + r * task.feature_stride, task.count);
+      const bool small = !(top >= kLeastTop);
+      inverse[r] = small ? 0 : 127 / top;
+      x.units[r] = small ? 2 * top : top / 127;
+      // Half a unit and a 256th of one more, for each feature.
+      task.deviations[r] += 0.2525f * x.units[r] * x.units[r] * static_cast<float>(task.count);
+    }
+  }
+  for (int64_t r = 0; r < task.rows; ++r) {
+    task.squares[r] += x.units[r] * x.units[r] *
+                       round_row(from + r * task.feature_stride, task.count, task.steps, inverse[r],
+                                 task.operands + r * task.steps);
   }
   add_tiles<ByteDots>(x, task, sizeof(Feature));
 }
 
 void reach(const ReachTask& task) {
   const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-  const __m256 most = _mm256_set1_ps(__FLT_MAX__), scale = _mm256_set1_ps(task.scale);
+  const __m256 largest = _mm256_set1_ps(__FLT_MAX__), infinity = _mm256_set1_ps(__builtin_inff());
+  const __m256 scale = _mm256_set1_ps(task.scale);
   const __m256 norm = _mm256_set1_ps(task.norm), deviation = _mm256_set1_ps(task.deviation);
   for (int64_t o = 0; o < task.objectives; o += kScreenColumns) {
-    __m256 bound = _mm256_fmadd_ps(norm, _mm256_loadu_ps(task.of_norm + o),
-                                   _mm256_loadu_ps(task.least + o));
+    __m256 bound =
+        _mm256_fmadd_ps(norm, _mm256_loadu_ps(task.of_norm + o), _mm256_loadu_ps(task.least + o));
     bound = _mm256_fmadd_ps(deviation, _mm256_loadu_ps(task.of_deviation + o), bound);
     const __m256 score = _mm256_mul_ps(_mm256_loadu_ps(task.sums + o), scale);
-    // Scaling may lose what is subnormal.
-    const __m256 upper = _mm256_add_ps(
+    // Scaling may lose what is subnormal. A score that is not finite says nothing.
+    const __m256 most = _mm256_add_ps(
         _mm256_fmadd_ps(bound, _mm256_and_ps(scale, magnitude), score), _mm256_set1_ps(0x1p-140f));
-    _mm256_storeu_ps(task.sums + o, upper);
-    // What is not a number stays in.
-    const __mmask8 out = _mm256_cmp_ps_mask(upper, _mm256_loadu_ps(task.bars + o), _CMP_LT_OQ);
     const __mmask8 finite =
-        _mm256_cmp_ps_mask(_mm256_and_ps(score, magnitude), most, _CMP_LE_OQ);
-    task.reached[o / kScreenColumns] = static_cast<std::uint8_t>(~(out & finite));
+        _mm256_cmp_ps_mask(_mm256_and_ps(score, magnitude), largest, _CMP_LE_OQ);
+    const __m256 upper = _mm256_mask_blend_ps(finite, infinity, most);
+    _mm256_storeu_ps(task.sums + o, upper);
+    // A NaN stays in.
+    const __mmask8 out = _mm256_cmp_ps_mask(upper, _mm256_loadu_ps(task.bars + o), _CMP_LT_OQ);
+    task.reached[o / kScreenColumns] = static_cast<std::uint8_t>(~out);
   }
 }
 

@@ -122,7 +122,7 @@ void score(const ScoreTask& task) {
 
 template <class Feature>
 constexpr ScoreKernels make_tile_kernels() {
-  return {kTileDepth,    2 * kTileRows, kTileRows, kGroup, sizeof(std::uint16_t),
+  return {kTileDepth,    2 * kTileRows,  kTileRows, kGroup, sizeof(std::uint16_t),
           pack_template, score<Feature>, nullptr};
 }
 
