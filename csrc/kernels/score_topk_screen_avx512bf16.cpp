@@ -80,6 +80,7 @@ struct PairDots {
   static constexpr int kNumbers = 2;
   // Two products and two additions, each rounded at most once.
   static constexpr int kRoundings = 4;
+  static constexpr int kLocality = 3;
 
   template <class Ints>
   static BRAINFAST_INLINE void dot(Ints& sum, Ints x, Ints w) {
@@ -89,13 +90,13 @@ struct PairDots {
   static BRAINFAST_INLINE auto numbers(typename Lanes<width>::Ints sums, const Word*, float) {
     return Lanes<width>::floats(sums);
   }
-  static BRAINFAST_INLINE float unit(const float*, int64_t) { return 1; }
 };
 
 // Sums of whole numbers are exact. Candidates are stored with 128 added, which `starts` takes back.
 struct ByteDots {
   static constexpr int kNumbers = 4;
   static constexpr int kRoundings = 0;
+  static constexpr int kLocality = 2;
 
   template <class Ints>
   static BRAINFAST_INLINE void dot(Ints& sum, Ints x, Ints w) {
@@ -115,16 +116,19 @@ struct Operands {
   float units[kScreenRows];
 };
 
-// Rows that a later task reads are fetched beside the arithmetic, a line of each at a time.
+// Rows that a later task reads are fetched beside the arithmetic, a line of each at a time: into
+// the first cache where they are read as they lie, and else into the second.
 struct Ahead {
   const char* data;
   int64_t rows, stride, bytes;  // bytes of a row for one line of operands
 };
 
+template <int locality>
 BRAINFAST_INLINE void fetch(const Ahead& ahead, int64_t line) {
   for (int64_t r = 0; r < ahead.rows; ++r) {
     const char* const at = ahead.data + r * ahead.stride + line * ahead.bytes;
-    for (int64_t byte = 0; byte < ahead.bytes; byte += 64) __builtin_prefetch(at + byte, 0, 2);
+    for (int64_t byte = 0; byte < ahead.bytes; byte += 64)
+      __builtin_prefetch(at + byte, 0, locality);
   }
 }
 
@@ -150,7 +154,7 @@ __attribute__((noinline)) void add_tile(const Operands& x, const Word* packed, i
   const char* stream[kStreams];
   for (int i = 0; i < kStreams; ++i) stream[i] = x.data + 3 * i * x.stride;
   for (int64_t line = 0; line < words / kLine; ++line) {
-    fetch(ahead, line);
+    fetch<Dots::kLocality>(ahead, line);
     for (int word = 0; word < kLine; ++word) {
       const auto w = Left::load(left);
       [[maybe_unused]] const auto v = Right::load(Second > 0 ? right : left);

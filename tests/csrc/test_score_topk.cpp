@@ -33,10 +33,17 @@ Kinds templates_of(Precision precision) {
 }
 
 Chosen choose(const TopkCase& size, const CandidatePool& pool, const TemplateRows& templates,
-              Isa isa) {
+              Isa isa, bool screen = false) {
   Chosen found(size);
-  score_topk(pool, templates, size.k, found.scores.data(), found.indices.data(), isa);
+  score_topk(pool, templates, size.k, found.scores.data(), found.indices.data(), isa, screen);
   return found;
+}
+
+bool screens(Isa isa) {
+  const std::vector<Isa> isas = supported_isas(Precision::bf16);
+  return (isa == Isa::avx512 || isa == Isa::avx512bf16) &&
+         std::find(isas.begin(), isas.end(), Isa::avx512bf16) != isas.end() &&
+         can_screen("avx512bf16");
 }
 
 void test_exact(const TopkArguments& from, FeatureKind pool, FeatureKind templates, Isa isa) {
@@ -47,6 +54,24 @@ void test_exact(const TopkArguments& from, FeatureKind pool, FeatureKind templat
     for (int threads : {1, 2, 3}) {
       set_num_threads(threads);
       EXPECT(choose(size, from.candidates(pool, excludes), rows, isa) == expected);
+    }
+  }
+}
+
+// Enough candidates for the screen, with equal scores and with normal numbers.
+void test_screened(FeatureKind pool, FeatureKind templates, Isa isa) {
+  for (const TopkCase& size : {TopkCase{1500, 70, 9, 6}, {1100, 4200, 24, 20}}) {
+    TopkArguments from(size);
+    const TemplateRows rows{size.objectives, from.templates.as(templates), templates};
+    set_num_threads(3);
+    for (int pass = 0; pass < 2; ++pass) {
+      const Chosen plain = choose(size, from.candidates(pool, true), rows, isa);
+      EXPECT(choose(size, from.candidates(pool, true), rows, isa, true) == plain);
+      std::vector<float> normal = random_numbers<float>(size.candidates * size.features, 7);
+      if (pool == FeatureKind::int8) {
+        for (float& number : normal) number = std::round(number * 20);
+      }
+      from.pool = Numbers(std::move(normal));
     }
   }
 }
@@ -103,12 +128,12 @@ void test_bars(Precision precision, FeatureKind kind, Isa isa) {
 }
 
 void test_later_calls_allocate_nothing(FeatureKind pool, FeatureKind templates, Isa isa) {
-  const TopkArguments from({90, 50, 8, 5});
+  const TopkArguments from({1100, 70, 8, 5});
   const TemplateRows rows{8, from.templates.as(templates), templates};
   Chosen found(from.size);
   const auto run = [&] {
-    score_topk(from.candidates(pool, true), rows, 5, found.scores.data(), found.indices.data(),
-               isa);
+    score_topk(from.candidates(pool, true), rows, 5, found.scores.data(), found.indices.data(), isa,
+               screens(isa));
   };
   run();
   const int before = allocations;
@@ -126,6 +151,7 @@ int main() {
       for (FeatureKind templates : templates_of(precision)) {
         EXPECT(topk_precision(pool, templates) == precision);
         for (const TopkArguments& from : cases) test_exact(from, pool, templates, isa);
+        if (screens(isa)) test_screened(pool, templates, isa);
         test_later_calls_allocate_nothing(pool, templates, isa);
         if (pool != FeatureKind::int8) test_not_finite(templates, isa);
       }
