@@ -1,0 +1,214 @@
+"""A client's connection: it comes back by itself, and what was not answered is asked again."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
+
+from ..errors import BrainfastError
+from .address import Address
+from .array_frames import Array, Frame
+from .refusal import Code, Refusal
+from .wire import AnyReply, Refused, Reply, Request, message_id, read_reply, to_message
+
+AT_ONCE = 16  # requests under way, as many as the server takes of one client
+MOST = 256  # with those that wait for their turn
+RECONNECT_MS, RECONNECT_MOST_MS = 20, 500
+HEARTBEAT_MS, GONE_MS = 2000, 6000  # a server that is silent for so long is given up
+
+R = TypeVar("R", bound=Reply)
+
+
+class ServerRefusal(Refusal):
+    """What the server said instead of an answer, in its own words."""
+
+    def __init__(self, code: Code, line: str, retry_after_s: float | None = None) -> None:
+        super().__init__(
+            code, "server", expected="an answer", got=line, retry_after_s=retry_after_s
+        )
+        self.args = (line,)
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """A moment on the event loop's clock."""
+
+    moment: float
+
+    def left(self) -> float:
+        """Seconds until then, a millisecond at least."""
+        return max(self.moment - asyncio.get_running_loop().time(), 1e-3)
+
+
+@dataclass
+class _Waiting:
+    """A request that is not answered. sent: on the connection that there is now."""
+
+    message: list[Frame]
+    answer: asyncio.Future[tuple[AnyReply, list[Array]]]
+    sent: bool = False
+
+
+class Connection:
+    """Asks a server, and takes its answers in whatever order they come.
+
+    Made when it is first used, in the event loop that runs then. While there is no server, requests
+    wait here, each until its time is over. Those that a server took with it when it ended are sent
+    again to the next one, so all must be safe to repeat.
+
+    count: connections made so far.
+    """
+
+    def __init__(self, address: str, token: str | None = None) -> None:
+        self.address, self._token = Address.parse(address).url, token
+        self.count = 0
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, _Waiting] = {}
+        self._asked = 0
+        self._closed = False
+        self._context: zmq.asyncio.Context | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @asynccontextmanager
+    async def within(self, seconds: float) -> AsyncIterator[Deadline]:
+        """What takes longer is given up: a Refusal, "timed_out"."""
+        try:
+            async with asyncio.timeout(seconds):
+                yield Deadline(asyncio.get_running_loop().time() + seconds)
+        except TimeoutError:
+            raise Refusal(
+                "timed_out",
+                self.address,
+                expected=f"an answer within {seconds:g} s",
+                got="none" if self._connected else "no connection",
+                remedy=None if self._connected else "is 'brainfast serve' running there?",
+            ) from None
+
+    async def ask(
+        self, deadline: Deadline, request: Request, kind: type[R], arrays: Sequence[Array] = ()
+    ) -> tuple[R, list[Array]]:
+        """The reply, of this kind, and its arrays; the server's refusal is raised.
+
+        The server is told of the deadline; who keeps it here is `within`.
+        """
+        self._open()
+        if self._asked >= MOST:
+            raise Refusal(
+                "busy", "client", expected=f"at most {MOST} requests at once", got="one more"
+            )
+        request = msgspec.structs.replace(
+            request, id=next(self._ids), token=self._token, timeout_s=deadline.left()
+        )
+        answer = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(to_message(request, arrays), answer)
+        self._asked += 1
+        try:
+            async with self._turn:
+                self._waiting[request.id] = waiting
+                await self._send(waiting)
+                reply, found = await answer
+        finally:
+            self._asked -= 1
+            self._waiting.pop(request.id, None)
+        if isinstance(reply, Refused):
+            raise ServerRefusal(reply.code, reply.error, reply.retry_after_s)
+        if not isinstance(reply, kind):
+            got = type(reply).__name__
+            raise Refusal("internal", self.address, expected=kind.__name__, got=got)
+        return reply, found
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        for waiting in self._waiting.values():
+            if not waiting.answer.done():
+                waiting.answer.set_exception(closed())
+        if self._context is not None:
+            self._context.destroy(linger=0)
+            self._context = None
+
+    def _open(self) -> None:
+        if self._closed:
+            raise closed()
+        if self._context is not None:
+            return
+        self._context = zmq.asyncio.Context()
+        self._turn = asyncio.Semaphore(AT_ONCE)
+        dealer = self._socket = self._context.socket(zmq.DEALER)
+        # What is given up while there is no server must not be asked when there is one again.
+        dealer.set(zmq.IMMEDIATE, 1)
+        dealer.set(zmq.LINGER, 0)
+        dealer.set(zmq.RECONNECT_IVL, RECONNECT_MS)
+        dealer.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MOST_MS)
+        dealer.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        dealer.set(zmq.HEARTBEAT_TIMEOUT, GONE_MS)
+        dealer.set(zmq.IPV6, int("[" in self.address))
+        events = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        try:
+            dealer.connect(self.address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise BrainfastError(
+                self.address, expected="an address to connect to", got=zmq.strerror(error.errno)
+            ) from error
+        self._tasks = [
+            asyncio.create_task(self._watch(events), name="brainfast-watch"),
+            asyncio.create_task(self._receive(), name="brainfast-receive"),
+        ]
+
+    @property
+    def _connected(self) -> bool:
+        """Whether a server takes messages now."""
+        open_ = self._context is not None
+        return open_ and bool(int(self._socket.get(zmq.EVENTS)) & zmq.POLLOUT)
+
+    async def _send(self, waiting: _Waiting) -> None:
+        """Where there is a connection; else `_watch` sends it when there is one."""
+        if not self._connected:
+            return
+        try:
+            await self._socket.send_multipart(waiting.message, flags=zmq.NOBLOCK, copy=False)
+            waiting.sent = True
+        except zmq.Again:  # it broke just now
+            return
+
+    async def _watch(self, events: zmq.asyncio.Socket) -> None:
+        while True:
+            event = (await recv_monitor_message(events))["event"]
+            if event == zmq.EVENT_DISCONNECTED:
+                for waiting in self._waiting.values():
+                    waiting.sent = False
+                continue
+            self.count += 1
+            for waiting in list(self._waiting.values()):
+                if not waiting.sent:
+                    await self._send(waiting)
+
+    async def _receive(self) -> None:
+        while True:
+            message = await self._socket.recv_multipart(copy=False)
+            frames = [frame.buffer for frame in message]
+            id = message_id(frames)
+            waiting = None if id is None else self._waiting.get(id)
+            if waiting is None or waiting.answer.done():
+                continue  # of a request that was given up
+            try:
+                waiting.answer.set_result(read_reply(frames))
+            except Refusal as refusal:
+                waiting.answer.set_exception(refusal)
+
+
+def closed() -> BrainfastError:
+    """What every call of a client that was closed gets."""
+    return BrainfastError("client", expected="an open one", got="one that was closed")

@@ -1,0 +1,213 @@
+"""The ZeroMQ side of `brainfast serve`: many clients' requests, none of which costs another."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import zmq
+import zmq.asyncio
+
+from ..errors import BrainfastError
+from .address import check_address, claimed, remove_own
+from .array_frames import Array, Frame
+from .operations import operation, perform
+from .refusal import Refusal, refusal_of
+from .wire import AnyRequest, message_id, read_request, refused, to_message
+
+if TYPE_CHECKING:
+    from .service import Service
+
+WAY = "zmq"
+EACH = 16  # requests of one client at once
+BODIES = 4  # request_bytes that all requests at once may hold
+# Messages that wait in a client's queue, in or out. ZeroMQ counts those that were taken off it by
+# halves: with twice EACH, a client that reads its answers never loses one.
+HIGH_WATER = 2 * EACH
+HEARTBEAT_S, GONE_S = 5, 15  # a client that is silent for so long is given up
+LINGER_S = 1.0  # for the last answers to leave
+RETRY_S = 0.1
+
+_log = logging.getLogger("brainfast.serve")
+
+
+class ZmqServer:
+    """Answers a `Service`'s requests at an address, all of a client's at once.
+
+    address: see `check_address`; tcp port 0 takes a free one, which `address` then tells
+    dropped: messages that got no answer, by reason: "unreadable" has not even a number to answer
+    to, "unread" is of a client that takes no more answers, "gone" of one that left.
+
+    A client may have EACH requests under way, and all together no more than the service's lanes
+    hold; what is beyond is refused as "busy". No answer is waited for to be read: one that does
+    not fit a client's queue is dropped.
+    """
+
+    def __init__(self, service: Service, address: str, *, token: str | None = None) -> None:
+        self.service = service
+        self.dropped: Counter[str] = Counter()
+        self._parsed = check_address(address, token)
+        self.address = self._parsed.url
+        self._token = token.encode() if token else None
+        limits = service.limits
+        self._most = limits.waiting + limits.sessions * limits.session_waiting
+        self._most_bytes = BODIES * limits.request_bytes
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._of_client: Counter[bytes] = Counter()
+        self._bytes = 0
+        self._stopping = False
+        self._context: zmq.asyncio.Context | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Bind and begin to answer; an address that cannot be had is a BrainfastError."""
+        self._context = zmq.asyncio.Context()
+        try:
+            self._socket = self._bound(self._context)
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
+        self._reader = asyncio.create_task(self._read(), name="brainfast-zmq")
+
+    async def stop(self) -> None:
+        """Refuse what is new, end what is under way within the service's `drain_s`, and close."""
+        if self._context is None or self._reader is None:
+            return
+        self._stopping = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self.service.limits.drain_s)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+        if self._parsed.path is not None:
+            remove_own(self._parsed.path, self._inode)
+        self._socket.close(linger=int(LINGER_S * 1e3))
+        context, self._context = self._context, None
+        await asyncio.to_thread(context.term)
+
+    async def __aenter__(self) -> ZmqServer:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    def _bound(self, context: zmq.asyncio.Context) -> zmq.asyncio.Socket:
+        router = context.socket(zmq.ROUTER)
+        router.set(zmq.ROUTER_MANDATORY, 1)  # an answer that nobody takes is an error to count
+        router.set(zmq.MAXMSGSIZE, self.service.limits.request_bytes)
+        router.set(zmq.RCVHWM, HIGH_WATER)
+        router.set(zmq.SNDHWM, HIGH_WATER)
+        router.set(zmq.HEARTBEAT_IVL, HEARTBEAT_S * 1000)
+        router.set(zmq.HEARTBEAT_TIMEOUT, GONE_S * 1000)
+        router.set(zmq.TCP_KEEPALIVE, 1)
+        router.set(zmq.IPV6, int(":" in self._parsed.host))
+        try:
+            if self._parsed.path is None:
+                router.bind(self._parsed.url)
+            else:
+                with claimed(self._parsed.path):
+                    router.bind(self._parsed.url)
+                self._inode = self._parsed.path.stat().st_ino
+        except zmq.ZMQError as error:
+            raise BrainfastError(
+                self._parsed.url,
+                expected="an address of this machine that is free",
+                got=zmq.strerror(error.errno),
+                remedy="choose another one, or end the server that has it",
+            ) from error
+        self.address = router.get_string(zmq.LAST_ENDPOINT)
+        return router
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._socket.recv_multipart(copy=False)
+            try:
+                await self._take(bytes(message[0].buffer), [frame.buffer for frame in message[1:]])
+            except Exception:  # a defect, which must not end the server
+                _log.exception("a message was dropped")
+                self.dropped["unreadable"] += 1
+            # Where messages are always waiting, reading never pauses by itself.
+            await asyncio.sleep(0)
+
+    async def _take(self, client: bytes, frames: Sequence[Frame]) -> None:
+        id, size = message_id(frames), sum(map(len, frames))
+        if id is None:
+            self.dropped["unreadable"] += 1
+            return
+        try:
+            request, arrays = read_request(frames, self.service.limits)
+            self._check(client, request, size)
+        except Refusal as refusal:
+            await self._send(client, to_message(refused(id, refusal)))
+            self.service.metrics.count(WAY, "refused", refusal.code, 0.0)
+            return
+        task = asyncio.create_task(self._answer(client, request, arrays))
+        self._tasks.add(task)
+        self._of_client[client] += 1
+        self._bytes += size
+        task.add_done_callback(partial(self._ended, client, size))
+
+    def _check(self, client: bytes, request: AnyRequest, size: int) -> None:
+        """That this client may ask, and that there is room for what it asks."""
+        given = (request.token or "").encode()
+        if self._token is not None and not hmac.compare_digest(given, self._token):
+            got = "another one" if given else "none"
+            raise Refusal("unauthorised", "token", expected="the server's", got=got)
+        if self._stopping:
+            raise Refusal("draining", "server", expected="one that goes on", got="one that ends")
+        full = {
+            f"{EACH} requests of this client": self._of_client[client] >= EACH,
+            f"{self._most} requests": len(self._tasks) >= self._most,
+            f"{self._most_bytes} bytes of requests": self._bytes + size > self._most_bytes,
+        }
+        if any(full.values()):
+            most = next(name for name, reached in full.items() if reached)
+            raise Refusal(
+                "busy",
+                "server",
+                expected=f"at most {most} at once",
+                got="one more",
+                remedy="try again",
+                retry_after_s=RETRY_S,
+            )
+
+    async def _answer(self, client: bytes, request: AnyRequest, arrays: list[Array]) -> None:
+        most = self.service.limits.timeout_s
+        seconds = min(request.timeout_s or most, most)
+        try:
+            with self.service.metrics.request(WAY, operation(request)):
+                async with asyncio.timeout(seconds):
+                    message = await perform(self.service, request, arrays, seconds)
+        except (Exception, asyncio.CancelledError) as error:
+            message = to_message(refused(request.id, refusal_of(error)))
+        await self._send(client, message)
+
+    def _ended(self, client: bytes, size: int, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._bytes -= size
+        self._of_client[client] -= 1
+        if not self._of_client[client]:
+            del self._of_client[client]
+
+    async def _send(self, client: bytes, message: Sequence[Frame]) -> None:
+        """Without waiting: a finished send, or none."""
+        try:
+            await self._socket.send_multipart([client, *message], flags=zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            self.dropped["unread"] += 1
+        except zmq.ZMQError:
+            self.dropped["gone"] += 1

@@ -1,0 +1,517 @@
+"""The ZeroMQ server: many clients, of which none costs another anything."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
+
+from brainfast.errors import BrainfastError
+from brainfast.serve import wire
+from brainfast.serve.address import Address, check_address
+from brainfast.serve.limits import Limits
+from brainfast.serve.refusal import Refusal
+from brainfast.serve.requests import OpenSession
+from brainfast.serve.zmq_server import EACH, ZmqServer
+from fake_service import FakeService, in_loop
+
+PIXELS = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+
+
+class Raw:
+    """A client that sends and receives frames as it is told."""
+
+    def __init__(self, address: str, **options: int) -> None:
+        self.context = zmq.asyncio.Context()
+        self.socket = self.context.socket(zmq.DEALER)
+        for name, value in options.items():
+            self.socket.set(getattr(zmq, name), value)
+        self.socket.connect(address)
+
+    async def send(self, request: wire.Request, *arrays: Any) -> None:
+        await self.socket.send_multipart(wire.to_message(request, arrays))
+
+    async def receive(self) -> tuple[Any, list[Any]]:
+        return wire.read_reply(await self.socket.recv_multipart())
+
+    async def ask(self, request: wire.Request, *arrays: Any) -> Any:
+        """The reply, of the same number."""
+        await self.send(request, *arrays)
+        reply, _ = await self.receive()
+        assert reply.id == request.id
+        assert reply.ok == (not isinstance(reply, wire.Refused))
+        return reply
+
+    def close(self) -> None:
+        self.context.destroy(linger=0)
+
+
+@asynccontextmanager
+async def serving(
+    where: Path | str, service: Any = None, token: str | None = None
+) -> AsyncIterator[tuple[ZmqServer, Any]]:
+    address = where if isinstance(where, str) else f"ipc://{where / 'socket'}"
+    service = service or FakeService()
+    async with ZmqServer(service, address, token=token) as server:
+        try:
+            yield server, service
+        finally:
+            service.gate.set()
+
+
+@asynccontextmanager
+async def client(server: ZmqServer, **options: int) -> AsyncIterator[Raw]:
+    raw = Raw(server.address, **options)
+    try:
+        yield raw
+    finally:
+        raw.close()
+
+
+@pytest.mark.parametrize(
+    "where", ["ipc", "tcp://127.0.0.1:0", "tcp://localhost:0", "tcp://[::1]:0"]
+)
+@in_loop
+async def test_every_operation_is_answered(where: str, tmp_path: Path) -> None:
+    place = tmp_path if where == "ipc" else where
+    async with serving(place) as (server, service), client(server, IPV6=1) as raw:
+        about = await raw.ask(wire.AskAbout(id=1))
+        assert about.about == service.about()
+        await raw.send(wire.Predict(id=2, subjects=["", "ab"]), PIXELS, PIXELS.tobytes()[:5])
+        reply, arrays = await raw.receive()
+        assert reply.subjects == ["", "ab"]
+        np.testing.assert_array_equal(arrays[0], [[276, 24], [10, 5]])
+        np.testing.assert_array_equal(arrays[1], arrays[0] + 2)
+        await raw.send(wire.Score(id=3, objective=["FFA", "EBA-V1"]), PIXELS)
+        assert (await raw.receive())[1][0].tolist() == [[3, 6]]
+        chosen = await raw.ask(wire.Select(id=4, objective="FFA", k=2, exclude=["a"]))
+        assert chosen.candidates == [[wire.Candidate(n, ord(n), 1.5, "") for n in "bc"]]
+        state = await raw.ask(wire.Open(id=5, session="s", options=OpenSession(objective="FFA")))
+        assert (state.state.name, state.state.trials) == ("s", 0)
+        choice = (await raw.ask(wire.Next(id=6, session="s", trial=0))).choice
+        assert choice == wire.Choice("image-0", 0, 0.5, float("inf"), None, 1, "fresh", False, 0.25)
+        assert isinstance(
+            await raw.ask(wire.Tell(id=7, session="s", trial=0), np.array([1, np.nan])), wire.Done
+        )
+        np.testing.assert_array_equal(service.logs["s"][0][1], [1, np.nan])
+        assert service.logs["s"][0][1].flags.aligned
+        assert (await raw.ask(wire.AskSession(id=8, session="s"))).state.told == 1
+        assert isinstance(await raw.ask(wire.Skip(id=9, session="s", trial=0)), wire.Done)
+        assert isinstance(await raw.ask(wire.Close(id=10, session="s")), wire.Done)
+        gone = await raw.ask(wire.Next(id=11, session="s"))
+        assert (gone.code, gone.id) == ("not_found", 11)
+    text = service.metrics.text().decode()
+    assert 'requests_total{code="ok",operation="predict",way="zmq"} 1.0' in text
+    assert 'requests_total{code="not_found",operation="next",way="zmq"} 1.0' in text
+
+
+@in_loop
+async def test_requests_of_one_client_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (server, service), client(server) as raw:
+        service.gate.clear()
+        await raw.send(wire.Predict(id=1), PIXELS)
+        await service.begun("predict")
+        assert isinstance(await raw.ask(wire.AskAbout(id=2)), wire.ToldAbout)
+        service.gate.set()
+        assert (await raw.receive())[0].id == 1
+
+
+@in_loop
+async def test_a_client_may_not_have_more_under_way_than_its_share(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path) as (server, service),
+        client(server) as greedy,
+        client(server) as other,
+    ):
+        service.gate.clear()
+        for id in range(EACH):
+            await greedy.send(wire.Predict(id=id), PIXELS)
+        refused = await greedy.ask(wire.AskAbout(id=EACH))
+        assert (refused.code, refused.retry_after_s) == ("busy", 0.1)
+        assert f"at most {EACH} requests of this client" in refused.error
+        assert isinstance(await other.ask(wire.AskAbout(id=1)), wire.ToldAbout)
+        service.gate.set()
+        answered = [(await greedy.receive())[0] for _ in range(EACH)]
+        assert {reply.id for reply in answered} == set(range(EACH))
+        assert all(isinstance(reply, wire.Predicted) for reply in answered)
+        assert isinstance(await greedy.ask(wire.AskAbout(id=1)), wire.ToldAbout)
+
+
+@pytest.mark.parametrize(
+    ("limits", "line"),
+    [
+        ({"waiting": 2, "sessions": 1, "session_waiting": 1}, "at most 3 requests at once"),
+        ({"request_bytes": 1000}, "at most 4000 bytes of requests at once"),
+    ],
+)
+@in_loop
+async def test_all_clients_together_have_a_bound(
+    limits: dict[str, int], line: str, tmp_path: Path
+) -> None:
+    service = FakeService(Limits(**limits))
+    body = bytes(800 if "request_bytes" in limits else 1)
+    async with serving(tmp_path, service) as (server, _):
+        service.gate.clear()
+        clients = [Raw(server.address) for _ in range(5)]
+        try:
+            for count, raw in enumerate(clients, 1):
+                await raw.send(wire.Predict(id=1), body)
+                if count < 4 and "waiting" in limits:
+                    await service.begun("predict", count)
+            done, _ = await asyncio.wait(
+                [asyncio.ensure_future(raw.receive()) for raw in clients],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            refused = done.pop().result()[0]
+            assert refused.code == "busy"
+            assert line in refused.error
+            service.gate.set()
+        finally:
+            for raw in clients:
+                raw.close()
+
+
+@in_loop
+async def test_garbage_is_refused_by_its_number_or_dropped(tmp_path: Path) -> None:
+    garbage = [[b""], [b"", b""], [b"\xff" * 50], [b"GET / HTTP/1.1\r\n"], [os.urandom(9)] * 70]
+    async with serving(tmp_path) as (server, service), client(server) as raw:
+        for frames in garbage:
+            await raw.socket.send_multipart(frames)
+        refused = await raw.ask(wire.Skip(id=4, session="s", trial=0, arrays=[]), PIXELS)
+        assert refused.code == "invalid"
+        assert "expected no arrays" in refused.error
+        assert server.dropped == {"unreadable": len(garbage)}
+        too_many = await raw.ask(wire.Predict(id=5), *[PIXELS] * 33)
+        assert too_many.code == "too_large"
+        assert isinstance(await raw.ask(wire.AskAbout(id=6)), wire.ToldAbout)
+        assert not service.calls
+
+
+@in_loop
+async def test_a_message_that_is_too_large_ends_that_connection_alone(tmp_path: Path) -> None:
+    service = FakeService(Limits(request_bytes=10_000))
+    async with (
+        serving(tmp_path, service) as (server, _),
+        client(server) as large,
+        client(server) as other,
+    ):
+        await large.send(wire.Predict(id=1), bytes(20_000))
+        assert isinstance(await other.ask(wire.AskAbout(id=2)), wire.ToldAbout)
+        assert isinstance(await large.ask(wire.AskAbout(id=3)), wire.ToldAbout)
+        assert not service.calls
+
+
+@in_loop
+async def test_bytes_that_are_not_zeromq_cost_nothing() -> None:
+    async with serving("tcp://127.0.0.1:0") as (server, _), client(server) as raw:
+        port = int(server.address.rpartition(":")[2])
+        for garbage in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(500), b"\xff\0\0\0\0\0\0\0\1\x7f"):
+            with socket.create_connection(("127.0.0.1", port)) as stranger:
+                stranger.sendall(garbage)
+        assert isinstance(await raw.ask(wire.AskAbout(id=1)), wire.ToldAbout)
+
+
+@pytest.mark.parametrize(("token", "got"), [(None, "none"), ("", "none"), ("sécret", "another")])
+@in_loop
+async def test_without_the_token_nothing_is_done(
+    token: str | None, got: str, tmp_path: Path
+) -> None:
+    async with serving(tmp_path, token="secret") as (server, service), client(server) as raw:
+        refused = await raw.ask(wire.Predict(id=1, token=token), PIXELS)
+        assert refused.code == "unauthorised"
+        assert refused.error.startswith(f"token: expected the server's, got {got}")
+        assert not service.calls
+        assert isinstance(await raw.ask(wire.Predict(id=1, token="secret"), PIXELS), wire.Predicted)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (Refusal("stalled", "engine", expected="x", got="y", retry_after_s=2), "stalled", "engine"),
+        (BrainfastError("objective", expected="a region", got="'nose'"), "invalid", "objective"),
+        (ZeroDivisionError("a secret path"), "internal", "request: expected an answer"),
+        (asyncio.CancelledError(), "draining", "request"),
+        (TimeoutError(), "timed_out", "request"),
+    ],
+)
+@in_loop
+async def test_every_error_has_a_code_and_one_line(
+    error: Exception, code: str, line: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(tmp_path) as (server, service), client(server) as raw:
+        service.refuse = [error]
+        refused = await raw.ask(wire.Predict(id=1), PIXELS)
+        assert refused.code == code
+        assert refused.error.startswith(line)
+        assert "secret" not in refused.error
+        assert refused.retry_after_s == getattr(error, "retry_after_s", None)
+        assert isinstance(await raw.ask(wire.AskAbout(id=2)), wire.ToldAbout)
+    assert ("ZeroDivisionError" in caplog.text) == (code == "internal")
+
+
+@pytest.mark.parametrize(("asked", "limit"), [(0.01, 30.0), (1e9, 0.01), (None, 0.01)])
+@in_loop
+async def test_nothing_waits_longer_than_its_time(
+    asked: float | None, limit: float, tmp_path: Path
+) -> None:
+    service = FakeService(Limits(timeout_s=limit))
+    async with serving(tmp_path, service) as (server, _), client(server) as raw:
+        service.gate.clear()
+        refused = await raw.ask(wire.Predict(id=1, timeout_s=asked), PIXELS)
+        assert refused.code == "timed_out"
+        assert service.answered["predict"] == 1
+
+
+@in_loop
+async def test_answers_that_a_client_does_not_read_are_dropped(tmp_path: Path) -> None:
+    body = bytes(1000)
+
+    class Large(FakeService):
+        async def predict(self, images: Any, **_: Any) -> Any:
+            await self._pass("predict")
+            return {"": np.zeros((1, 300_000), np.float32)}
+
+    async with (
+        serving(tmp_path, Large()) as (server, service),
+        client(server, RCVHWM=1) as deaf,
+        client(server) as other,
+    ):
+        count = 0
+        while not server.dropped["unread"]:
+            count += 1
+            assert count < 200
+            await deaf.send(wire.Predict(id=count), body)
+            await service.ended("predict", count)
+            assert isinstance(await other.ask(wire.AskAbout(id=count)), wire.ToldAbout)
+        # What was kept for it comes when it reads, and it is served as before.
+        assert [(await deaf.receive())[0].id for _ in range(10)] == list(range(1, 11))
+
+
+@in_loop
+async def test_a_client_that_left_is_not_waited_for(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (server, service), client(server) as other:
+        events = server._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        service.gate.clear()
+        leaving = Raw(server.address)
+        await leaving.send(wire.Predict(id=1), PIXELS)
+        await service.begun("predict")
+        leaving.close()
+        await recv_monitor_message(events)
+        events.close()
+        service.gate.set()
+        while not server.dropped:
+            assert isinstance(await other.ask(wire.AskAbout(id=1)), wire.ToldAbout)
+        assert server.dropped == {"gone": 1}
+
+
+DYING = """
+import sys, time
+import numpy as np
+import zmq
+from brainfast.serve import wire
+socket = zmq.Context().socket(zmq.DEALER)
+socket.connect(sys.argv[1])
+socket.send_multipart(wire.to_message(wire.Predict(id=1), [bytes(100_000)]))
+sys.stdin.read()
+"""
+
+
+@in_loop
+async def test_a_client_that_is_killed_costs_the_others_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (server, service), client(server) as other:
+        events = server._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        service.gate.clear()
+        dying = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", DYING, server.address, stdin=subprocess.PIPE
+        )
+        await service.begun("predict")
+        dying.send_signal(signal.SIGKILL)
+        assert await dying.wait() == -signal.SIGKILL
+        await recv_monitor_message(events)
+        events.close()
+        await other.send(wire.Predict(id=7), PIXELS)
+        await service.begun("predict", 2)
+        service.gate.set()
+        assert (await other.receive())[0].id == 7
+        await service.ended("predict", 2)
+        assert isinstance(await other.ask(wire.AskAbout(id=8)), wire.ToldAbout)
+        assert server.dropped == {"gone": 1}
+        assert not server._of_client
+
+
+@in_loop
+async def test_a_flood_does_not_keep_others_from_their_turn(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path) as (server, _),
+        client(server, SNDHWM=0, RCVHWM=0) as flood,
+        client(server) as other,
+    ):
+        message = wire.to_message(wire.Predict(id=1), [PIXELS])
+        for _ in range(3000):
+            await flood.socket.send_multipart(message)
+        reply = await other.ask(wire.AskAbout(id=1))
+        assert isinstance(reply, wire.ToldAbout)
+
+
+@in_loop
+async def test_stopping_answers_what_is_under_way_and_refuses_the_rest(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (server, service), client(server) as raw:
+        service.gate.clear()
+        await raw.send(wire.Predict(id=1), PIXELS)
+        await service.begun("predict")
+        stopping = asyncio.create_task(server.stop())
+        await asyncio.sleep(0)
+        assert (await raw.ask(wire.AskAbout(id=2))).code == "draining"
+        service.gate.set()
+        reply, _ = await raw.receive()
+        assert (type(reply), reply.id) == (wire.Predicted, 1)
+        await stopping
+        await server.stop()
+    assert not (tmp_path / "socket").exists()
+
+
+@in_loop
+async def test_stopping_does_not_wait_for_ever(tmp_path: Path) -> None:
+    service = FakeService(Limits(drain_s=0.01))
+    async with serving(tmp_path, service) as (server, _), client(server) as raw:
+        service.gate.clear()
+        await raw.send(wire.Predict(id=1), PIXELS)
+        await service.begun("predict")
+        await server.stop()
+        reply, _ = await raw.receive()
+        assert (reply.id, reply.code) == (1, "draining")
+
+
+@in_loop
+async def test_a_socket_file_is_for_this_user_alone(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (server, _):
+        mode = (tmp_path / "socket").stat().st_mode
+        assert stat.S_ISSOCK(mode)
+        assert stat.S_IMODE(mode) == 0o600
+        assert server.address == f"ipc://{tmp_path / 'socket'}"
+    assert not (tmp_path / "socket").exists()
+
+
+@in_loop
+async def test_files_made_afterwards_are_as_before(tmp_path: Path) -> None:
+    mask = os.umask(0o022)
+    try:
+        async with serving(tmp_path):
+            (tmp_path / "log").touch()
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "log").stat().st_mode) == 0o644
+
+
+@in_loop
+async def test_the_socket_of_a_later_server_is_left_to_it(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (first, _):
+        (tmp_path / "socket").rename(tmp_path / "away")
+        async with serving(tmp_path) as (second, _), client(second) as raw:
+            await first.stop()
+            assert isinstance(await raw.ask(wire.AskAbout(id=1)), wire.ToldAbout)
+
+
+@in_loop
+async def test_a_socket_that_a_dead_server_left_is_replaced(tmp_path: Path) -> None:
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(tmp_path / "socket"))
+    left.close()
+    async with serving(tmp_path) as (server, _), client(server) as raw:
+        assert isinstance(await raw.ask(wire.AskAbout(id=1)), wire.ToldAbout)
+
+
+@in_loop
+async def test_a_living_server_keeps_its_address(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (server, _), client(server) as raw:
+        with pytest.raises(BrainfastError, match="got one that another server answers at"):
+            await ZmqServer(FakeService(), server.address).start()
+        assert isinstance(await raw.ask(wire.AskAbout(id=1)), wire.ToldAbout)
+    async with serving("tcp://127.0.0.1:0") as (server, _), client(server) as raw:
+        with pytest.raises(BrainfastError, match=r"that is free, got Address already in use; cho"):
+            await ZmqServer(FakeService(), server.address).start()
+        assert isinstance(await raw.ask(wire.AskAbout(id=1)), wire.ToldAbout)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "nowhere"])
+@in_loop
+async def test_other_files_are_left_alone(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path = tmp_path / "missing" / "socket"
+    with pytest.raises(BrainfastError) as caught:
+        await ZmqServer(FakeService(), f"ipc://{path}").start()
+    assert "\n" not in str(caught.value)
+    assert kind != "file" or path.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "ipc://",
+        "ipc://*",
+        "ipc://@abstract",
+        "ipc:///" + "a" * 200,
+        "inproc://here",
+        "http://127.0.0.1:80",
+        "tcp://127.0.0.1",
+        "tcp://127.0.0.1:",
+        "tcp://127.0.0.1:http",
+        "tcp://127.0.0.1:-1",
+        "tcp://127.0.0.1:65536",
+        "tcp://:5555",
+        "tcp://127.0.0.1:5555/path",
+        "tcp://127.0.0.1;10.0.0.1:5555",
+    ],
+)
+def test_an_address_that_is_none_is_told_in_one_line(address: str) -> None:
+    with pytest.raises(BrainfastError, match=r"^address: expected [^\n]*$"):
+        check_address(address, "token")
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("ipc:///tmp/brainfast.sock", True),
+        ("tcp://127.0.0.1:5555", True),
+        ("tcp://127.9.9.9:0", True),
+        ("tcp://localhost:5555", True),
+        ("tcp://[::1]:5555", True),
+        ("tcp://*:5555", False),
+        ("tcp://0.0.0.0:5555", False),
+        ("tcp://[::]:5555", False),
+        ("tcp://10.0.0.1:5555", False),
+        ("tcp://eth0:5555", False),
+        ("tcp://localhost.example.org:5555", False),
+    ],
+)
+def test_beyond_this_machine_a_token_is_needed(address: str, local: bool) -> None:
+    parsed = check_address(address, "token")
+    assert Address.parse(parsed.url) == parsed
+    if local:
+        assert check_address(address) == check_address(address, "") == parsed
+        return
+    for none in (None, ""):
+        with pytest.raises(BrainfastError, match=r"got .*; give a token, or "):
+            check_address(address, none)
+    with pytest.raises(BrainfastError, match="give a token"):
+        ZmqServer(FakeService(), address)
