@@ -162,10 +162,14 @@ def as_images(images: Any) -> list[Path | Array]:
     """Paths, contents of files, and uint8 [H,W,3], of whatever was given; else a BrainfastError."""
     if isinstance(images, bytes | str | PathLike):
         images = [images]
-    elif getattr(images, "ndim", None) == 3 or hasattr(images, "__array_interface__"):
+    elif hasattr(images, "__array_interface__"):
         images = np.asarray(images)
         images = images[None] if images.ndim == 3 else images
-    found = [_as_image(image) for image in images]
+    try:
+        found = [_as_image(image) for image in images]
+    except TypeError:
+        got = type(images).__name__
+        raise BrainfastError("images", expected="one or many", got=got) from None
     if not found:
         raise BrainfastError("images", expected="at least one", got="none")
     return found

@@ -105,20 +105,13 @@ class Connection:
             raise Refusal(
                 "busy", "client", expected=f"at most {MOST} requests at once", got="one more"
             )
-        request = msgspec.structs.replace(
-            request, id=next(self._ids), token=self._token, timeout_s=deadline.left()
-        )
-        answer = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(to_message(request, arrays), answer)
         self._asked += 1
         try:
             async with self._turn:
-                self._waiting[request.id] = waiting
-                await self._send(waiting)
-                reply, found = await answer
+                self._check_open()
+                reply, found = await self._exchange(deadline, request, arrays)
         finally:
             self._asked -= 1
-            self._waiting.pop(request.id, None)
         if isinstance(reply, Refused):
             raise ServerRefusal(reply.code, reply.error, reply.retry_after_s)
         if not isinstance(reply, kind):
@@ -138,9 +131,27 @@ class Connection:
             self._context.destroy(linger=0)
             self._context = None
 
-    def _open(self) -> None:
+    async def _exchange(
+        self, deadline: Deadline, request: Request, arrays: Sequence[Array]
+    ) -> tuple[AnyReply, list[Array]]:
+        id = next(self._ids)
+        request = msgspec.structs.replace(
+            request, id=id, token=self._token, timeout_s=deadline.left()
+        )
+        answer = asyncio.get_running_loop().create_future()
+        waiting = self._waiting[id] = _Waiting(to_message(request, arrays), answer)
+        try:
+            await self._send(waiting)
+            return await answer
+        finally:
+            del self._waiting[id]
+
+    def _check_open(self) -> None:
         if self._closed:
             raise closed()
+
+    def _open(self) -> None:
+        self._check_open()
         if self._context is not None:
             return
         self._context = zmq.asyncio.Context()

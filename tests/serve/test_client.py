@@ -1,0 +1,503 @@
+"""Clients of the ZeroMQ server: no answer is lost, none is mixed up, and no frame waits."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from brainfast.errors import BrainfastError
+from brainfast.loop.ranking import Strategy as LoopStrategy
+from brainfast.serve import wire
+from brainfast.serve.client import AsyncClient, Client
+from brainfast.serve.connection import MOST
+from brainfast.serve.refusal import Refusal
+from brainfast.serve.requests import Strategy
+from brainfast.serve.zmq_server import ZmqServer
+from fake_service import LONG, FakeService, ServerThread, in_loop
+
+ROOT = Path(__file__).parents[2]
+PIXELS = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+SUM = [[276, 24]]  # what the fake service answers to PIXELS
+
+
+@asynccontextmanager
+async def serving(
+    where: Path, logs: dict[str, Any] | None = None, token: str | None = None
+) -> AsyncIterator[FakeService]:
+    service = FakeService(logs=logs)
+    async with ZmqServer(service, f"ipc://{where / 'socket'}", token=token):
+        try:
+            yield service
+        finally:
+            service.gate.set()
+
+
+def asking(where: Path, **options: Any) -> AsyncClient:
+    return AsyncClient(f"ipc://{where / 'socket'}", **options)
+
+
+@in_loop
+async def test_every_method_gets_its_answer(tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"abc")
+    async with serving(tmp_path) as service, asking(tmp_path) as client:
+        assert (await client.about()) == service.about()
+        two = await client.predict([picture, PIXELS, str(picture), b"ab"], subjects=["", "s"])
+        assert list(two) == ["", "s"]
+        np.testing.assert_array_equal(two[""], [[294, 3], [276, 24], [294, 3], [195, 2]])
+        assert two[""].dtype == np.float32
+        assert two[""].flags.writeable
+        scores = await client.score(PIXELS, ["FFA", "FFA - PPA"], subject="s")
+        assert scores.dtype == np.float64
+        assert scores.tolist() == [[3, 9]]
+        best = await client.select("FFA", 2, exclude=["b"])
+        assert best == [[wire.Candidate(name, ord(name), 1.5, "") for name in "ac"]]
+        session = await client.session("run", "FFA", strategy="ucb", seed=3)
+        assert (session.state.trials, session.state.strategy) == (0, "ucb")
+        first = await session.next()
+        assert (first.trial, first.image, first.score) == (0, "image-0", 0.5)
+        await session.tell(first, [1, 2, 3])
+        np.testing.assert_array_equal(service.logs["run"][0][1], [1.0, 2.0, 3.0])
+        second = await session.next()
+        await session.skip(second.trial)
+        assert service.logs["run"][1] == ["image-1", "skipped"]
+        assert (await session.next(1)).trial == 1
+        assert (await session.next()).trial == 2
+        assert (await session.ask_state()).trials == 3
+        await session.close()
+        await session.close()
+        with pytest.raises(Refusal, match="session: expected an open one, got 'run'") as caught:
+            await session.next()
+        assert caught.value.code == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("images", "line"),
+    [
+        ([], "images: expected at least one"),
+        (PIXELS.astype(np.float32), "image: expected a path.* got float32"),
+        (PIXELS[0], r"image: expected .* got uint8 \[3\]"),
+        ([PIXELS[..., :1]], r"got uint8 \[2, 4, 1\]"),
+        ("nowhere.png", "nowhere.png: expected an image file, got No such file"),
+        ([object()], "image: expected .* got object"),
+        (5, "images: expected"),
+        (PIXELS[:, :0], r"got uint8 \[2, 0, 3\]"),
+    ],
+)
+@in_loop
+async def test_images_that_are_none_are_told_before_they_are_sent(
+    images: Any, line: str, tmp_path: Path
+) -> None:
+    async with asking(tmp_path) as client:
+        with pytest.raises(BrainfastError, match=line):
+            await client.predict(images)
+
+
+@pytest.mark.parametrize("batch", [np.stack([PIXELS, PIXELS]), [PIXELS, PIXELS]])
+@in_loop
+async def test_a_batch_is_several_images(batch: Any, tmp_path: Path) -> None:
+    async with serving(tmp_path), asking(tmp_path) as client:
+        assert (await client.predict(batch))[""].tolist() == SUM * 2
+
+
+@in_loop
+async def test_other_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
+    async with serving(tmp_path), asking(tmp_path) as client:
+        session = await client.session("run", "FFA")
+        await session.next()
+        for betas in ("abc", [[1.0]], [], [None], [1j]):
+            with pytest.raises(BrainfastError, match="betas: expected numbers"):
+                await session.tell(0, betas)
+        for options in ({"colour": 1}, {"strategy": "best"}, {"seed": "x"}):
+            with pytest.raises(BrainfastError, match=r"session: expected the options"):
+                await client.session("run", "FFA", **options)
+        for seconds in (0, -1, float("nan"), float("inf")):
+            with pytest.raises(BrainfastError, match="timeout_s"):
+                await client.about(timeout_s=seconds)
+        with pytest.raises(BrainfastError, match="address"):
+            AsyncClient("http://here")
+
+
+@pytest.mark.parametrize(
+    ("token", "code"), [(None, "unauthorised"), ("wrong", "unauthorised"), ("secret", None)]
+)
+@in_loop
+async def test_the_token_is_sent(token: str | None, code: str | None, tmp_path: Path) -> None:
+    async with serving(tmp_path, token="secret"), asking(tmp_path, token=token) as client:
+        if code is None:
+            assert (await client.predict(PIXELS))[""].tolist() == SUM
+            return
+        with pytest.raises(Refusal, match="token: expected the server's") as caught:
+            await client.predict(PIXELS)
+        assert caught.value.code == code
+
+
+@in_loop
+async def test_the_answers_of_sixteen_clients_are_not_mixed_up(tmp_path: Path) -> None:
+    async def one(number: int) -> None:
+        async with asking(tmp_path) as client:
+            session = await client.session(f"run-{number}", "FFA")
+            images = [np.full((1, each + 1, 3), number, np.uint8) for each in range(12)]
+            answers = asyncio.gather(*(client.predict(image) for image in images))
+            choices = asyncio.gather(*(session.next() for _ in images))
+            for each, answer in enumerate(await answers):
+                assert answer[""].tolist() == [[3 * number * (each + 1), 3 * (each + 1)]]
+            assert [choice.trial for choice in await choices] == list(range(len(images)))
+            await session.tell(3, np.full(5, number))
+
+    async with serving(tmp_path) as service:
+        await asyncio.gather(*(one(number) for number in range(16)))
+        for number in range(16):
+            trials = service.logs[f"run-{number}"]
+            assert len(trials) == 12
+            assert trials[3][1].tolist() == [number] * 5
+
+
+@in_loop
+async def test_a_request_waits_for_a_server_that_is_not_there_yet(tmp_path: Path) -> None:
+    async with asking(tmp_path) as client:
+        early = asyncio.create_task(client.predict(PIXELS))
+        await asyncio.sleep(0)
+        async with serving(tmp_path):
+            assert (await early)[""].tolist() == SUM
+
+
+@in_loop
+async def test_without_a_server_it_gives_up_in_time(tmp_path: Path) -> None:
+    async with asking(tmp_path, timeout_s=0.01) as client:
+        with pytest.raises(Refusal, match=r"within 0.01 s, got no connection; is") as caught:
+            await client.predict(PIXELS)
+        assert caught.value.code == "timed_out"
+        # What was given up is not asked of a server that comes later.
+        async with serving(tmp_path) as service:
+            await client.about(timeout_s=LONG)
+            assert not service.calls
+
+
+@in_loop
+async def test_a_choice_that_came_too_late_is_what_the_next_call_gets(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service, asking(tmp_path) as client:
+        session = await client.session("run", "FFA")
+        service.gate.clear()
+        with pytest.raises(Refusal, match=r"within 0\.01 s, got none") as caught:
+            await session.next(timeout_s=0.01)
+        assert caught.value.code == "timed_out"
+        await service.ended("next")
+        assert len(service.logs["run"]) == 1
+        service.gate.set()
+        assert (await session.next()).trial == 0
+        assert (await session.next()).trial == 1
+        assert len(service.logs["run"]) == 2
+
+
+@in_loop
+async def test_an_answer_to_a_request_that_was_given_up_is_passed_over(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service, asking(tmp_path) as client:
+        service.gate.clear()
+        given_up = asyncio.create_task(client.predict(PIXELS))
+        await service.begun("predict")
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        service.gate.set()
+        await service.ended("predict")
+        assert (await client.predict(PIXELS[:1]))[""].tolist() == [[66, 12]]
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+@in_loop
+async def test_a_server_that_restarts_between_question_and_answer(
+    where: str, tmp_path: Path
+) -> None:
+    """before: the first server ends before it chooses; after: with the choice in its log."""
+    logs: dict[str, Any] = {}
+    async with asking(tmp_path) as client:
+        service = FakeService(logs=logs)
+        first = ZmqServer(service, f"ipc://{tmp_path / 'socket'}")
+        await first.start()
+        session = await client.session("run", "FFA")
+        await session.tell(await session.next(), [1.0])
+        service.gate.clear()
+        asked = asyncio.create_task(session.next())
+        told = asyncio.create_task(session.tell(0, [1.0]))
+        predicted = asyncio.create_task(client.predict(PIXELS))
+        for name, count in (("next", 2), ("tell", 2), ("predict", 1)):
+            await service.begun(name, count)
+        await killed(first)
+        if where == "before":
+            logs["run"].pop()
+        async with serving(tmp_path, logs) as second:
+            choice = await asked
+            await told
+            assert (choice.trial, choice.image) == (1, "image-1")
+            assert (await predicted)[""].tolist() == SUM
+            assert len(logs["run"]) == 2
+            assert second.calls["open"] >= 1
+            assert (await session.next()).trial == 2
+
+
+async def killed(server: ZmqServer) -> None:
+    """End a server as SIGKILL would: no answer leaves it any more."""
+    server._reader.cancel()
+    server._socket.close(linger=0)
+    for task in server._tasks:
+        task.cancel()
+    await asyncio.gather(server._reader, *server._tasks, return_exceptions=True)
+
+
+@in_loop
+async def test_a_session_that_somebody_closed_is_not_opened_again(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service, asking(tmp_path) as client:
+        session = await client.session("run", "FFA")
+        await service.close_session("run")
+        with pytest.raises(Refusal, match="expected an open one"):
+            await session.next()
+        assert service.calls["open"] == 1
+
+
+@pytest.mark.parametrize("code", ["busy", "stalled", "starting", "draining", "timed_out"])
+@in_loop
+async def test_a_session_asks_again_what_is_refused_for_the_moment(
+    code: Any, tmp_path: Path
+) -> None:
+    refusal = Refusal(code, "server", expected="room", got="none", retry_after_s=0.01)
+    async with serving(tmp_path) as service, asking(tmp_path) as client:
+        session = await client.session("run", "FFA")
+        service.refuse = [refusal] * 2
+        assert (await session.next()).trial == 0
+        service.refuse = [refusal]
+        await session.tell(0, [1.0])
+        assert len(service.logs["run"]) == 1
+        service.refuse = [refusal]
+        with pytest.raises(Refusal, match="server: expected room") as caught:
+            await client.predict(PIXELS)
+        assert (caught.value.code, caught.value.retry_after_s) == (code, 0.01)
+
+
+@in_loop
+async def test_a_session_does_not_ask_again_when_there_is_no_time(tmp_path: Path) -> None:
+    refusal = Refusal("busy", "server", expected="room", got="none", retry_after_s=100)
+    async with serving(tmp_path) as service, asking(tmp_path) as client:
+        session = await client.session("run", "FFA")
+        service.refuse = [refusal]
+        with pytest.raises(Refusal, match="server: expected room"):
+            await session.next(timeout_s=0.5)
+
+
+@in_loop
+async def test_what_waits_has_a_bound(tmp_path: Path) -> None:
+    async with asking(tmp_path) as client:
+        waiting = [asyncio.create_task(client.about()) for _ in range(MOST)]
+        await asyncio.sleep(0)
+        with pytest.raises(Refusal, match=f"at most {MOST} requests"):
+            await client.about()
+        client.close()
+        for ended in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(ended, BrainfastError)
+        with pytest.raises(BrainfastError, match="got one that was closed"):
+            await client.about()
+
+
+@in_loop
+async def test_a_stranger_at_the_address_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        async with AsyncClient(f"tcp://127.0.0.1:{port}", timeout_s=0.2) as client:
+            with pytest.raises(Refusal, match="got no connection"):
+                await client.about()
+
+
+# The client of a drawing loop.
+
+
+@pytest.fixture
+def thread(tmp_path: Path) -> Iterator[ServerThread]:
+    with ServerThread(f"ipc://{tmp_path / 'socket'}") as served:
+        yield served
+
+
+def test_every_call_returns_before_there_is_an_answer(thread: ServerThread) -> None:
+    with Client(thread.address) as client:
+        session = client.session("run", "FFA").result()
+        assert (session.name, session.state.trials) == ("run", 0)
+        thread.gate(False)
+        asked = client.ask_next(session)
+        later = session.ask_next()
+        predicted = client.predict(PIXELS, subjects=["a"])
+        scored = client.score(PIXELS, "FFA")
+        selected = client.select("FFA", 1)
+        told = client.tell(session, 0, [1.0])
+        skipped = session.skip(0)
+        state = session.ask_state()
+        everything = [asked, later, predicted, scored, selected, told, skipped, state]
+        assert not any(pending.ready() for pending in everything)
+        with pytest.raises(Refusal, match="result: expected an answer within 0 s, got none yet"):
+            asked.result(0)
+        thread.gate(True)
+        assert (asked.result().trial, later.result().trial) == (0, 1)
+        assert asked.ready()
+        assert asked.result(0) is asked.result(0)
+        assert predicted.result()["a"].tolist() == [[277, 25]]
+        assert scored.result().tolist() == [[3]]
+        assert selected.result()[0][0].name == "a"
+        assert (told.result(), skipped.result()) == (None, None)
+        assert state.result().name == "run"
+        assert client.about().result().model == "toy"
+        assert session.close().result() is None
+
+
+def test_arrays_may_change_after_the_call(thread: ServerThread) -> None:
+    pixels, betas = PIXELS.copy(), np.ones(3)
+    with Client(thread.address) as client:
+        session = client.session("run", "FFA").result()
+        session.ask_next().result()
+        thread.gate(False)
+        predicted, told = client.predict([pixels]), session.tell(0, betas)
+        pixels[:], betas[:] = 0, 0
+        thread.gate(True)
+        assert predicted.result()[""].tolist() == SUM
+        told.result()
+    np.testing.assert_array_equal(thread.service.logs["run"][0][1], [1, 1, 1])
+
+
+def test_closing_waits_for_what_was_told(thread: ServerThread) -> None:
+    with Client(thread.address) as client:
+        session = client.session("run", "FFA").result()
+        session.ask_next().result()
+        session.tell(0, [2.0])
+    np.testing.assert_array_equal(thread.service.logs["run"][0][1], [2.0])
+    with pytest.raises(BrainfastError, match="got one that was closed"):
+        session.ask_next()
+    client.close()
+
+
+def test_closing_does_not_wait_for_ever(thread: ServerThread) -> None:
+    client = Client(thread.address)
+    thread.gate(False)
+    predicted = client.predict(PIXELS)
+    client.close(timeout_s=0.01)
+    with pytest.raises(BrainfastError, match="got one that was closed"):
+        predicted.result()
+
+
+def test_without_a_server_no_call_waits(tmp_path: Path) -> None:
+    with Client(f"ipc://{tmp_path / 'socket'}", timeout_s=0.05) as client:
+        pending = client.session("run", "FFA")
+        with pytest.raises(Refusal, match="got no connection; is 'brainfast serve' running"):
+            pending.result()
+
+
+def test_mistakes_are_told_at_the_call(thread: ServerThread) -> None:
+    with pytest.raises(BrainfastError, match="address"):
+        Client("nonsense")
+    with Client(thread.address) as client:
+        session = client.session("run", "FFA").result()
+        with pytest.raises(BrainfastError, match="image: expected"):
+            client.predict(np.zeros(3))
+        with pytest.raises(BrainfastError, match="betas: expected"):
+            session.tell(0, ["x"])
+
+
+def test_a_failure_that_nobody_looks_at_is_logged(
+    thread: ServerThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR, "brainfast.serve.client")
+    with Client(thread.address) as client:
+        session = client.session("run", "FFA").result()
+        for _ in range(2):
+            session.close().result()
+        seen = session.ask_next()
+        with pytest.raises(Refusal):
+            seen.result()
+        del seen
+        assert not caplog.records
+        session.ask_next()
+        gc.collect()
+    (record,) = caplog.records
+    assert record.getMessage() == "session: expected an open one, got 'run'"
+
+
+def test_calls_may_come_from_any_thread(thread: ServerThread) -> None:
+    with Client(thread.address) as client:
+        found: dict[int, Any] = {}
+
+        def ask(number: int) -> None:
+            pixels = np.full((1, 1, 3), number, np.uint8)
+            found[number] = client.predict(pixels).result()[""].tolist()
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join(LONG)
+    assert found == {number: [[3 * number, 3]] for number in range(8)}
+
+
+def test_more_than_it_can_hold_is_refused_at_once(tmp_path: Path) -> None:
+    client = Client(f"ipc://{tmp_path / 'socket'}")
+    waiting = [client.about() for _ in range(MOST)]
+    with pytest.raises(Refusal, match=f"at most {MOST} requests") as caught:
+        client.about()
+    assert caught.value.code == "busy"
+    client.close(timeout_s=0.01)
+    for pending in waiting:
+        with pytest.raises(BrainfastError, match="got one that was closed"):
+            pending.result()
+
+
+def test_it_comes_back_to_a_server_that_was_started_anew(tmp_path: Path) -> None:
+    logs: dict[str, Any] = {}
+    address = f"ipc://{tmp_path / 'socket'}"
+    with Client(address) as client:
+        with ServerThread(address, logs):
+            session = client.session("run", "FFA").result()
+            assert session.ask_next().result().trial == 0
+        pending = session.ask_next()
+        assert not pending.ready()
+        with ServerThread(address, logs):
+            assert pending.result().trial == 1
+    assert len(logs["run"]) == 2
+
+
+LIGHT = """
+import sys
+import brainfast.serve.client
+from brainfast.serve import AsyncClient, Client
+known = set(sys.stdlib_module_names) | {"brainfast", "msgspec", "numpy", "zmq"}
+known |= {"cython_runtime", "typing_extensions"}  # what these bring
+others = {name.split(".")[0] for name in sys.modules} - known - set(sys.builtin_module_names)
+own = {name for name in sys.modules if name.startswith("brainfast.")}
+print(sorted(name for name in others if not name.startswith("_")))
+print(sorted(own & {"brainfast.engine", "brainfast.loop", "brainfast.pool", "brainfast._C"}))
+client = Client("ipc:///nowhere/at/all")
+print(client.about().ready(), flush=True)
+"""
+
+
+def test_a_client_imports_neither_torch_nor_an_engine_and_ends_with_its_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}\n{LIGHT}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=LONG,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["[]", "[]", "False"], done.stderr
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_the_wire_knows_every_strategy() -> None:
+    assert get_args(Strategy) == get_args(LoopStrategy)
