@@ -128,6 +128,8 @@ class Connection:
             if not waiting.answer.done():
                 waiting.answer.set_exception(closed())
         if self._context is not None:
+            # In this order: ZeroMQ waits for ever to tell of an event that nobody listens for.
+            self._socket.disable_monitor()
             self._context.destroy(linger=0)
             self._context = None
 
@@ -138,6 +140,7 @@ class Connection:
         request = msgspec.structs.replace(
             request, id=id, token=self._token, timeout_s=deadline.left()
         )
+        answer: asyncio.Future[tuple[AnyReply, list[Array]]]
         answer = asyncio.get_running_loop().create_future()
         waiting = self._waiting[id] = _Waiting(to_message(request, arrays), answer)
         try:
@@ -165,16 +168,19 @@ class Connection:
         dealer.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         dealer.set(zmq.HEARTBEAT_TIMEOUT, GONE_MS)
         dealer.set(zmq.IPV6, int("[" in self.address))
-        events = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        seen = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        self._events = dealer.get_monitor_socket(seen)
         try:
             dealer.connect(self.address)
         except zmq.ZMQError as error:
             self.close()
             raise BrainfastError(
-                self.address, expected="an address to connect to", got=zmq.strerror(error.errno)
+                self.address,
+                expected="an address to connect to",
+                got=zmq.strerror(error.errno or 0),
             ) from error
         self._tasks = [
-            asyncio.create_task(self._watch(events), name="brainfast-watch"),
+            asyncio.create_task(self._watch(), name="brainfast-watch"),
             asyncio.create_task(self._receive(), name="brainfast-receive"),
         ]
 
@@ -194,9 +200,9 @@ class Connection:
         except zmq.Again:  # it broke just now
             return
 
-    async def _watch(self, events: zmq.asyncio.Socket) -> None:
+    async def _watch(self) -> None:
         while True:
-            event = (await recv_monitor_message(events))["event"]
+            event = (await recv_monitor_message(self._events))["event"]
             if event == zmq.EVENT_DISCONNECTED:
                 for waiting in self._waiting.values():
                     waiting.sent = False

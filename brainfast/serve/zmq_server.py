@@ -126,7 +126,7 @@ class ZmqServer:
             raise BrainfastError(
                 self._parsed.url,
                 expected="an address of this machine that is free",
-                got=zmq.strerror(error.errno),
+                got=zmq.strerror(error.errno or 0),
                 remedy="choose another one, or end the server that has it",
             ) from error
         self.address = router.get_string(zmq.LAST_ENDPOINT)

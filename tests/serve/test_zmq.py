@@ -311,6 +311,7 @@ async def test_a_client_that_left_is_not_waited_for(tmp_path: Path) -> None:
         await service.begun("predict")
         leaving.close()
         await recv_monitor_message(events)
+        server._socket.disable_monitor()
         events.close()
         service.gate.set()
         while not server.dropped:
@@ -342,6 +343,7 @@ async def test_a_client_that_is_killed_costs_the_others_nothing(tmp_path: Path) 
         dying.send_signal(signal.SIGKILL)
         assert await dying.wait() == -signal.SIGKILL
         await recv_monitor_message(events)
+        server._socket.disable_monitor()
         events.close()
         await other.send(wire.Predict(id=7), PIXELS)
         await service.begun("predict", 2)
