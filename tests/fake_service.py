@@ -126,7 +126,18 @@ class FakeService:
             trials.append([f"image-{number}", None])
         await self._pass("next")
         image = trials[number][0]
-        return Choice(image, number, 0.5, float("inf"), None, 1, "fresh", False, 0.25)
+        return Choice(
+            image=image,
+            trial=number,
+            objective=objective or "FFA",
+            score=0.5,
+            value=float("inf"),
+            uncertainty=None,
+            ties=1,
+            source="fresh",
+            late=False,
+            latency_ms=0.25,
+        )
 
     async def tell(self, session: str, trial: int, betas: Any, *, subject: Any = None) -> None:
         await self._pass("tell")

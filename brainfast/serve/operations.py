@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import convert
 
 from . import wire
 from .array_frames import Array, Frame
@@ -43,7 +43,7 @@ async def perform(
             best = await service.select(
                 request.objective, request.k, exclude=request.exclude, timeout_s=timeout_s
             )
-            candidates = [[wire.Candidate(**asdict(one)) for one in row] for row in best]
+            candidates = convert(best, list[list[wire.Candidate]], from_attributes=True)
             return wire.to_message(wire.Selected(id=id, candidates=candidates))
     return wire.to_message(await _of_session(service, request, arrays))
 
@@ -55,7 +55,7 @@ async def _of_session(
     match request:
         case wire.Next():
             choice = await service.next(request.session, request.trial, objective=request.objective)
-            return wire.Chosen(id=id, choice=wire.Choice(**asdict(choice)))
+            return wire.Chosen(id=id, choice=convert(choice, wire.Choice, from_attributes=True))
         case wire.Tell():
             # A frame may begin at any byte, and kernels need theirs aligned.
             betas = np.array(arrays[0])

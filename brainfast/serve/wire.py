@@ -18,7 +18,6 @@ from .refusal import Code, Refusal
 from .requests import PROTOCOL, About, OpenSession, SessionState
 
 HEADER_BYTES = 1 << 20
-LINE = 1000  # characters of an error: names that a client made up may be in it
 
 Id = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
@@ -118,6 +117,7 @@ class Choice(msgspec.Struct, frozen=True):
 
     image: str
     trial: int
+    objective: str
     score: float | None
     value: float | None
     uncertainty: float | None
@@ -226,8 +226,7 @@ def read_request(frames: Sequence[Frame], limits: Limits) -> tuple[AnyRequest, l
         preface = _preface(frames)
         if preface is not None:
             _check_version(preface.v)
-        got = str(error)[:LINE]
-        raise Refusal("invalid", "request", expected="one of this protocol", got=got) from None
+        raise _unreadable("request", error) from None
     _check_version(request.v)
     arrays = from_frames(request.arrays, frames[1:])
     _check_arrays(request)
@@ -245,19 +244,20 @@ def read_reply(frames: Sequence[Frame]) -> tuple[AnyReply, list[Array]]:
     try:
         reply = _REPLY.decode(frames[0] if frames else b"")
     except _UNREADABLE as error:
-        raise Refusal("invalid", "reply", expected="one of this protocol", got=str(error)) from None
+        raise _unreadable("reply", error) from None
     return reply, from_frames(reply.arrays, frames[1:])
 
 
 def refused(id: int, refusal: Refusal) -> Refused:
     """A refusal as the reply to a request."""
+    short = refusal.reply()
     return Refused(
-        id=id,
-        ok=False,
-        code=refusal.code,
-        error=str(refusal)[:LINE],
-        retry_after_s=refusal.retry_after_s,
+        id=id, ok=False, code=short.code, error=short.error, retry_after_s=short.retry_after_s
     )
+
+
+def _unreadable(name: str, error: Exception) -> Refusal:
+    return Refusal("invalid", name, expected="one of this protocol", got=str(error))
 
 
 def _preface(frames: Sequence[Frame]) -> _Preface | None:

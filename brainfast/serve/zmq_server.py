@@ -168,7 +168,7 @@ class ZmqServer:
             got = "another one" if given else "none"
             raise Refusal("unauthorised", "token", expected="the server's", got=got)
         if self._stopping:
-            raise Refusal("draining", "server", expected="one that goes on", got="one that ends")
+            raise _ending()
         full = {
             f"{EACH} requests of this client": self._of_client[client] >= EACH,
             f"{self._most} requests": len(self._tasks) >= self._most,
@@ -192,7 +192,9 @@ class ZmqServer:
             with self.service.metrics.request(WAY, operation(request)):
                 async with asyncio.timeout(seconds):
                     message = await perform(self.service, request, arrays, seconds)
-        except (Exception, asyncio.CancelledError) as error:
+        except asyncio.CancelledError:
+            message = to_message(refused(request.id, _ending()))
+        except Exception as error:
             message = to_message(refused(request.id, refusal_of(error)))
         await self._send(client, message)
 
@@ -211,3 +213,7 @@ class ZmqServer:
             self.dropped["unread"] += 1
         except zmq.ZMQError:
             self.dropped["gone"] += 1
+
+
+def _ending() -> Refusal:
+    return Refusal("draining", "server", expected="one that goes on", got="one that ends")

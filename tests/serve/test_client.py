@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from brainfast.errors import BrainfastError
-from brainfast.loop.ranking import Strategy as LoopStrategy
+from brainfast.loop.options import Strategy as LoopStrategy
 from brainfast.serve import wire
 from brainfast.serve.client import AsyncClient, Client
 from brainfast.serve.connection import MOST

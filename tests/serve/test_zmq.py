@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import zmq
@@ -102,8 +104,10 @@ async def test_every_operation_is_answered(where: str, tmp_path: Path) -> None:
         assert chosen.candidates == [[wire.Candidate(n, ord(n), 1.5, "") for n in "bc"]]
         state = await raw.ask(wire.Open(id=5, session="s", options=OpenSession(objective="FFA")))
         assert (state.state.name, state.state.trials) == ("s", 0)
-        choice = (await raw.ask(wire.Next(id=6, session="s", trial=0))).choice
-        assert choice == wire.Choice("image-0", 0, 0.5, float("inf"), None, 1, "fresh", False, 0.25)
+        choice = (await raw.ask(wire.Next(id=6, session="s", trial=0, objective="EBA"))).choice
+        assert choice.objective == "EBA"
+        told = msgspec.structs.asdict(choice)
+        assert told == dataclasses.asdict(await service.next("s", 0, objective="EBA"))
         assert isinstance(
             await raw.ask(wire.Tell(id=7, session="s", trial=0), np.array([1, np.nan])), wire.Done
         )
@@ -244,7 +248,7 @@ async def test_without_the_token_nothing_is_done(
         (Refusal("stalled", "engine", expected="x", got="y", retry_after_s=2), "stalled", "engine"),
         (BrainfastError("objective", expected="a region", got="'nose'"), "invalid", "objective"),
         (ZeroDivisionError("a secret path"), "internal", "request: expected an answer"),
-        (asyncio.CancelledError(), "draining", "request"),
+        (asyncio.CancelledError(), "draining", "server"),
         (TimeoutError(), "timed_out", "request"),
     ],
 )

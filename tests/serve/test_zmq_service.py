@@ -17,14 +17,14 @@ from brainfast.serve.client import AsyncClient
 from brainfast.serve.refusal import Refusal
 from brainfast.serve.service import Service
 from brainfast.serve.zmq_server import ZmqServer
-from serve_world import Gate, ServedEngine, V, betas, file, happens, on_loop, picture, service
+from serve_world import V, betas, engine, file, group, happens, on_loop, picture, pool, service
 
 OPTIONS = {"deadline_ms": 60_000.0, "seed": 3}
 
 
 @asynccontextmanager
-async def serving(place: Path, engine: Any = None, **limits: Any) -> AsyncIterator[Service]:
-    served = service(engine, logs=place, **limits)
+async def serving(place: Path, on: Any = None, **limits: Any) -> AsyncIterator[Service]:
+    served = service(on, logs=place, candidates=pool(), **limits)
     await served.start()
     async with ZmqServer(served, f"ipc://{place / 'socket'}"):
         try:
@@ -44,31 +44,46 @@ def events(log: Path, kind: str) -> list[dict[str, Any]]:
 
 @on_loop
 async def test_answers_are_the_engines(tmp_path: Path) -> None:
-    engine = ServedEngine()
-    async with serving(tmp_path, engine), asking(tmp_path) as client:
+    own = engine()
+    async with serving(tmp_path, own), asking(tmp_path) as client:
         about = await client.about()
         assert (about.vertices, about.subjects) == ({"": V}, [])
         seeds = range(5)
         found = await client.predict([file(0), *map(picture, seeds[1:])])
-        expected = engine.predict([picture(seed) for seed in seeds]).values
+        expected = own.predict([picture(seed) for seed in seeds]).values
         np.testing.assert_array_equal(found[""], expected)
         scores = await client.score(file(2), ["FFA", "FFA - PPA"])
-        ffa, ppa = (expected[2, engine.space.roi(name)].mean() for name in ("FFA", "PPA"))
+        ffa, ppa = (expected[2, own.space.roi(name)].mean() for name in ("FFA", "PPA"))
         np.testing.assert_allclose(scores, [[ffa, ffa - ppa]], rtol=1e-5)
 
 
 @on_loop
+async def test_each_subject_has_its_own_responses(tmp_path: Path) -> None:
+    both = group()
+    async with serving(tmp_path, both), asking(tmp_path) as client:
+        assert (await client.about()).vertices == {"a": 30, "b": 20}
+        expected = both.predict([picture(1)])
+        for subjects in (None, ["b"], ["b", "a"]):
+            found = await client.predict(picture(1), subjects=subjects)
+            assert set(found) == set(subjects or ["a", "b"])
+            for name, response in found.items():
+                np.testing.assert_array_equal(response, expected[name].values)
+        with pytest.raises(Refusal, match="subject"):
+            await client.predict(picture(1), subjects=["c"])
+
+
+@on_loop
 async def test_sixteen_clients_get_their_own_responses(tmp_path: Path) -> None:
-    engine = ServedEngine()
+    own = engine()
 
     async def one(seed: int) -> None:
         async with asking(tmp_path) as client:
             found = await asyncio.gather(*(client.predict(picture(seed)) for _ in range(3)))
-            expected = engine.predict([picture(seed)]).values
+            expected = own.predict([picture(seed)]).values
             for each in found:
                 np.testing.assert_array_equal(each[""], expected)
 
-    async with serving(tmp_path, engine):
+    async with serving(tmp_path, own):
         await asyncio.gather(*map(one, range(16)))
 
 
@@ -142,24 +157,23 @@ async def test_mistakes_leave_the_session_as_it_was(tmp_path: Path) -> None:
 
 @on_loop
 async def test_a_session_goes_on_beside_an_engine_that_hangs(tmp_path: Path) -> None:
-    engine = ServedEngine()
-    async with serving(tmp_path, engine, waiting=1) as served, asking(tmp_path) as client:
+    own = engine()
+    async with serving(tmp_path, own, waiting=1) as served, asking(tmp_path) as client:
         session = await client.session("run", "FFA", **OPTIONS)
-        gate = engine.gate = Gate()
+        gate = own.runtime.next_gate()
         try:
             held = asyncio.create_task(client.predict(picture(1)))
             await happens(gate.entered)
-            waiting = asyncio.create_task(client.predict(picture(2)))
-            refused = []
-            while not refused:
-                with pytest.raises(Refusal) as caught:
-                    await client.predict(picture(3), timeout_s=0.05)
-                refused = [caught.value] if caught.value.code == "busy" else []
+            others = [asyncio.create_task(client.predict(picture(2))) for _ in range(2)]
+            done, (waiting,) = await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+            with pytest.raises(Refusal) as caught:
+                done.pop().result()
+            assert caught.value.code == "busy"
             choice = await session.next()
             await session.tell(choice, betas(0))
         finally:
             gate.open()
         for each, seed in ((held, 1), (waiting, 2)):
-            expected = engine.predict([picture(seed)]).values
+            expected = own.predict([picture(seed)]).values
             np.testing.assert_array_equal((await each)[""], expected)
         assert served.state == "ready"
