@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ class Connection:
         self._waiting: dict[int, _Waiting] = {}
         self._asked = 0
         self._closed = False
-        self._context: zmq.asyncio.Context | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._release: weakref.finalize[..., Connection] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     @asynccontextmanager
@@ -127,11 +129,8 @@ class Connection:
         for waiting in self._waiting.values():
             if not waiting.answer.done():
                 waiting.answer.set_exception(closed())
-        if self._context is not None:
-            # In this order: ZeroMQ waits for ever to tell of an event that nobody listens for.
-            self._socket.disable_monitor()
-            self._context.destroy(linger=0)
-            self._context = None
+        if self._release is not None:
+            self._release()
 
     async def _exchange(
         self, deadline: Deadline, request: Request, arrays: Sequence[Array]
@@ -155,11 +154,19 @@ class Connection:
 
     def _open(self) -> None:
         self._check_open()
-        if self._context is not None:
+        loop = asyncio.get_running_loop()
+        if self._loop is not None:
+            if self._loop is not loop:
+                raise BrainfastError(
+                    "client",
+                    expected="the event loop that it was first used in",
+                    got="another",
+                    remedy="make a client for each",
+                )
             return
-        self._context = zmq.asyncio.Context()
-        self._turn = asyncio.Semaphore(AT_ONCE)
-        dealer = self._socket = self._context.socket(zmq.DEALER)
+        self._loop, self._turn = loop, asyncio.Semaphore(AT_ONCE)
+        context = zmq.asyncio.Context()
+        dealer = self._socket = context.socket(zmq.DEALER)
         # What is given up while there is no server must not be asked when there is one again.
         dealer.set(zmq.IMMEDIATE, 1)
         dealer.set(zmq.LINGER, 0)
@@ -170,6 +177,7 @@ class Connection:
         dealer.set(zmq.IPV6, int("[" in self.address))
         seen = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         self._events = dealer.get_monitor_socket(seen)
+        self._release = weakref.finalize(self, _released, dealer, context)
         try:
             dealer.connect(self.address)
         except zmq.ZMQError as error:
@@ -187,7 +195,7 @@ class Connection:
     @property
     def _connected(self) -> bool:
         """Whether a server takes messages now."""
-        open_ = self._context is not None
+        open_ = self._loop is not None and not self._closed
         return open_ and bool(int(self._socket.get(zmq.EVENTS)) & zmq.POLLOUT)
 
     async def _send(self, waiting: _Waiting) -> None:
@@ -224,6 +232,12 @@ class Connection:
                 waiting.answer.set_result(read_reply(frames))
             except Refusal as refusal:
                 waiting.answer.set_exception(refusal)
+
+
+def _released(dealer: zmq.asyncio.Socket, context: zmq.asyncio.Context) -> None:
+    # In this order: ZeroMQ waits for ever to tell of an event that nobody listens for.
+    dealer.disable_monitor()
+    context.destroy(linger=0)
 
 
 def closed() -> BrainfastError:

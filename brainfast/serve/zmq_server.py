@@ -42,7 +42,8 @@ class ZmqServer:
 
     address: see `check_address`; tcp port 0 takes a free one, which `address` then tells
     dropped: messages that got no answer, by reason: "unreadable" has not even a number to answer
-    to, "unread" is of a client that takes no more answers, "gone" of one that left.
+    to, "unread" is of a client that takes no more answers, "gone" of one that left. They count as
+    the operation "message" in the service's metrics.
 
     A client may have EACH requests under way, and all together no more than the service's lanes
     hold; what is beyond is refused as "busy". No answer is waited for to be read: one that does
@@ -89,7 +90,7 @@ class ZmqServer:
         await asyncio.gather(self._reader, return_exceptions=True)
         if self._parsed.path is not None:
             remove_own(self._parsed.path, self._inode)
-        self._socket.close(linger=int(LINGER_S * 1e3))
+        self._socket.close()
         context, self._context = self._context, None
         await asyncio.to_thread(context.term)
 
@@ -108,6 +109,7 @@ class ZmqServer:
     def _bound(self, context: zmq.asyncio.Context) -> zmq.asyncio.Socket:
         router = context.socket(zmq.ROUTER)
         router.set(zmq.ROUTER_MANDATORY, 1)  # an answer that nobody takes is an error to count
+        router.set(zmq.LINGER, int(LINGER_S * 1e3))
         router.set(zmq.MAXMSGSIZE, self.service.limits.request_bytes)
         router.set(zmq.RCVHWM, HIGH_WATER)
         router.set(zmq.SNDHWM, HIGH_WATER)
@@ -139,21 +141,22 @@ class ZmqServer:
                 await self._take(bytes(message[0].buffer), [frame.buffer for frame in message[1:]])
             except Exception:  # a defect, which must not end the server
                 _log.exception("a message was dropped")
-                self.dropped["unreadable"] += 1
+                self._drop("unreadable")
             # Where messages are always waiting, reading never pauses by itself.
             await asyncio.sleep(0)
 
     async def _take(self, client: bytes, frames: Sequence[Frame]) -> None:
-        id, size = message_id(frames), sum(map(len, frames))
+        id, size, asked = message_id(frames), sum(map(len, frames)), "unreadable"
         if id is None:
-            self.dropped["unreadable"] += 1
+            self._drop("unreadable")
             return
         try:
             request, arrays = read_request(frames, self.service.limits)
+            asked = operation(request)
             self._check(client, request, size)
         except Refusal as refusal:
             await self._send(client, to_message(refused(id, refusal)))
-            self.service.metrics.count(WAY, "refused", refusal.code, 0.0)
+            self.service.metrics.count(WAY, asked, refusal.code, 0.0)
             return
         task = asyncio.create_task(self._answer(client, request, arrays))
         self._tasks.add(task)
@@ -169,21 +172,20 @@ class ZmqServer:
             raise Refusal("unauthorised", "token", expected="the server's", got=got)
         if self._stopping:
             raise _ending()
-        full = {
-            f"{EACH} requests of this client": self._of_client[client] >= EACH,
-            f"{self._most} requests": len(self._tasks) >= self._most,
-            f"{self._most_bytes} bytes of requests": self._bytes + size > self._most_bytes,
-        }
-        if any(full.values()):
-            most = next(name for name, reached in full.items() if reached)
-            raise Refusal(
-                "busy",
-                "server",
-                expected=f"at most {most} at once",
-                got="one more",
-                remedy="try again",
-                retry_after_s=RETRY_S,
-            )
+        for most, there, of in (
+            (EACH, self._of_client[client] + 1, "requests of this client"),
+            (self._most, len(self._tasks) + 1, "requests"),
+            (self._most_bytes, self._bytes + size, "bytes of requests"),
+        ):
+            if there > most:
+                raise Refusal(
+                    "busy",
+                    "server",
+                    expected=f"at most {most} {of} at once",
+                    got=str(there),
+                    remedy="try again",
+                    retry_after_s=RETRY_S,
+                )
 
     async def _answer(self, client: bytes, request: AnyRequest, arrays: list[Array]) -> None:
         most = self.service.limits.timeout_s
@@ -210,9 +212,13 @@ class ZmqServer:
         try:
             await self._socket.send_multipart([client, *message], flags=zmq.NOBLOCK, copy=False)
         except zmq.Again:
-            self.dropped["unread"] += 1
+            self._drop("unread")
         except zmq.ZMQError:
-            self.dropped["gone"] += 1
+            self._drop("gone")
+
+    def _drop(self, why: str) -> None:
+        self.dropped[why] += 1
+        self.service.metrics.requests_total.labels(WAY, "message", why).inc()
 
 
 def _ending() -> Refusal:

@@ -319,6 +319,43 @@ async def test_a_stranger_at_the_address_is_told() -> None:
                 await client.about()
 
 
+@pytest.mark.parametrize("address", ["tcp://*:5555", "tcp://a b:1"])
+@in_loop
+async def test_an_address_that_cannot_be_connected_to_is_told(address: str) -> None:
+    for _ in range(2):
+        with pytest.raises(BrainfastError, match=r"^[^\n]*: expected an address to c|ipc://"):
+            await AsyncClient(address).about()
+
+
+def test_a_client_belongs_to_the_loop_that_it_was_used_in(tmp_path: Path) -> None:
+    client = asking(tmp_path, timeout_s=0.01)
+    for line in ("got no connection", "client: expected the event loop that it was first used in"):
+        with pytest.raises(BrainfastError, match=line):
+            asyncio.run(client.about())
+    client.close()
+
+
+FORGOTTEN = """
+import asyncio, gc, sys
+from brainfast.serve.client import AsyncClient
+from fake_service import ServerThread
+
+async def ask(address):
+    await AsyncClient(address).about()
+
+for _ in range(3):
+    with ServerThread(sys.argv[1]) as thread:
+        asyncio.run(ask(thread.address))
+    gc.collect()
+"""
+
+
+def test_a_client_that_nobody_closed_keeps_nobody_from_ending(tmp_path: Path) -> None:
+    code = f"import sys; sys.path[:] = {sys.path!r}\n{FORGOTTEN}"
+    command = [sys.executable, "-c", code, f"ipc://{tmp_path / 'socket'}"]
+    subprocess.run(command, cwd=ROOT, timeout=LONG, check=True)
+
+
 # The client of a drawing loop.
 
 

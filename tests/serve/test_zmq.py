@@ -199,6 +199,8 @@ async def test_garbage_is_refused_by_its_number_or_dropped(tmp_path: Path) -> No
         assert refused.code == "invalid"
         assert "expected no arrays" in refused.error
         assert server.dropped == {"unreadable": len(garbage)}
+        counted = f'{{code="unreadable",operation="message",way="zmq"}} {len(garbage)}.0'
+        assert counted in service.metrics.text().decode()
         too_many = await raw.ask(wire.Predict(id=5), *[PIXELS] * 33)
         assert too_many.code == "too_large"
         assert isinstance(await raw.ask(wire.AskAbout(id=6)), wire.ToldAbout)
