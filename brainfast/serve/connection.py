@@ -178,6 +178,7 @@ class Connection:
         seen = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         self._events = dealer.get_monitor_socket(seen)
         self._release = weakref.finalize(self, _released, dealer, context)
+        self._release.atexit = False  # another thread may still be using them
         try:
             dealer.connect(self.address)
         except zmq.ZMQError as error:
