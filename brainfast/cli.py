@@ -19,6 +19,7 @@ from .cli_pool import app as pool_app
 from .cli_pool import select
 from .cli_predict import predict
 from .cli_scores import evaluate, kept_r2
+from .cli_serve import serve
 from .cli_train import adapt, train
 from .errors import BrainfastError
 from .files import check_writable
@@ -61,6 +62,7 @@ app.command()(replay)
 app.command()(export)
 app.command()(select)
 app.add_typer(pool_app, name="pool")
+app.command()(serve)
 
 
 @app.command(name="map")
