@@ -26,6 +26,7 @@ PACKAGES = (
     "safetensors",
     "pydantic",
 )
+SERVE_PACKAGES = ("fastapi", "msgspec", "prometheus_client", "uvicorn", "zmq")  # as imported
 NOT_INSTALLED = "not installed"
 KERNELS = (
     "on a GPU each is compared with torch when it is first used, and left aside where they differ;"
@@ -58,6 +59,7 @@ def diagnose() -> dict[str, Any]:
         "gpu": _gpu(),
         "trunk_runtimes": {"torch": _torch_runtime(), "onnx": _onnx_runtime()},
         "tensorrt": _tensorrt(),
+        "serve": _serve(),
         "warnings": _warnings(),
     }
 
@@ -185,6 +187,14 @@ def _tensorrt() -> dict[str, str]:
         "engines_for_rtx": f"no: {rtx}" if rtx else "yes: built without a GPU, run on one",
         "plugin_files": "installed" if there else NOT_INSTALLED,
     }
+
+
+def _serve() -> str:
+    """Whether the packages of the servers are there."""
+    missing = [name for name in SERVE_PACKAGES if find_spec(name) is None]
+    if missing:
+        return f"no: {', '.join(missing)} not installed; pip install 'brainfast[serve]'"
+    return f"yes: HTTP (uvicorn {package_version('uvicorn')}), ZeroMQ {package_version('pyzmq')}"
 
 
 def _import_problem(name: str) -> str | None:

@@ -149,3 +149,10 @@ def test_onnx_runtimes_providers_are_told(monkeypatch, gpu):
     assert told.startswith("yes: fp32 on the CPU")
     assert ("device='cuda'" in told) == gpu
     assert ("needs onnxruntime-gpu" in told) != gpu
+
+
+def test_serve_is_told_with_what_it_lacks(monkeypatch):
+    assert doctor._serve().startswith("yes: HTTP")
+    find = doctor.find_spec
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "zmq" else find(name))
+    assert doctor._serve() == "no: zmq not installed; pip install 'brainfast[serve]'"
