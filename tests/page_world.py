@@ -12,6 +12,7 @@ from PIL import Image
 from brainfast.errors import BrainfastError
 from brainfast.pool import Pool
 from brainfast.serve.events import ChoiceEvent, Events, PredictEvent, SessionEvent, StateEvent
+from brainfast.serve.flat_raster import NO_TRIANGLE
 from brainfast.serve.limits import Limits
 from brainfast.serve.requests import About, SessionState
 from serve_world import engine
@@ -34,6 +35,43 @@ def write_images(folder: Path, count: int = 6) -> list[str]:
 def make_pool(folder: Path, images: Path, **options: Any) -> Pool:
     """A pool of all images, with an engine on a toy trunk."""
     return Pool.build(engine(), images, path=folder, dtype="fp32", **options)
+
+
+def unpack(about: Any, body: bytes) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays of every hemisphere, read as the page reads them."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    at = 0
+    for side in about["sides"]:
+        H, W, T = side["height"], side["width"], side["triangles"]
+        shapes: dict[str, Any] = {"corners": ("<i4", (T, 3)), "triangle": ("<u2", (H, W))}
+        shapes |= {"weights": ("u1", (2, H, W)), "grey": ("u1", (H, W)), "opacity": ("u1", (H, W))}
+        arrays = found[side["side"]] = {}
+        for name, (dtype, shape) in shapes.items():
+            count = int(np.prod(shape))
+            arrays[name] = np.frombuffer(body, dtype, count, at).reshape(shape)
+            at += arrays[name].nbytes
+    assert at == len(body)
+    return found
+
+
+def painted(
+    arrays: dict[str, np.ndarray], values: np.ndarray, colours: np.ndarray, limit: float
+) -> np.ndarray:
+    """The picture [H,W,3] that these values give, written anew."""
+    inside = arrays["triangle"] != NO_TRIANGLE
+    columns = arrays["corners"][arrays["triangle"][inside].astype(int)]
+    corner = np.where(columns >= 0, values[columns], np.nan)
+    two = arrays["weights"][:, inside].T.astype(float)
+    weights = np.column_stack([two, np.maximum(0, 255 - two.sum(axis=1))])
+    weights[np.isnan(corner)] = 0
+    total = weights.sum(axis=1)
+    mixed = (weights * np.nan_to_num(corner)).sum(axis=1) / np.where(total > 127.5, total, np.nan)
+    picture = np.repeat(arrays["grey"][..., None], 3, axis=2)
+    known = np.isfinite(mixed)
+    rows, columns = (place[known] for place in np.nonzero(inside))
+    step = np.floor((mixed[known] + limit) / (2 * limit) * 256).clip(0, 255).astype(int)
+    picture[rows, columns] = colours[step]
+    return picture
 
 
 class TellingService:

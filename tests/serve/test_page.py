@@ -23,7 +23,7 @@ from brainfast.serve.flat_raster import (
 )
 from brainfast.serve.page import FILES, page_router
 from brainfast.vertex_space import VertexSpace
-from page_world import TellingService, make_pool, write_images
+from page_world import TellingService, make_pool, painted, unpack, write_images
 from serve_world import on_loop
 
 
@@ -45,40 +45,6 @@ def client(service, folder=None):
     return httpx.AsyncClient(
         transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1", timeout=60
     )
-
-
-def unpack(about, body):
-    """The arrays of every hemisphere, read as the page reads them."""
-    found, at = {}, 0
-    for side in about["sides"]:
-        H, W, T = side["height"], side["width"], side["triangles"]
-        shapes = {"corners": ("<i4", (T, 3)), "triangle": ("<u2", (H, W))}
-        shapes |= {"weights": ("u1", (2, H, W)), "grey": ("u1", (H, W)), "opacity": ("u1", (H, W))}
-        arrays = found[side["side"]] = {}
-        for name, (dtype, shape) in shapes.items():
-            count = int(np.prod(shape))
-            arrays[name] = np.frombuffer(body, dtype, count, at).reshape(shape)
-            at += arrays[name].nbytes
-    assert at == len(body)
-    return found
-
-
-def painted(arrays, values, colours, limit):
-    """The picture [H,W,3] that these values give, written anew."""
-    inside = arrays["triangle"] != NO_TRIANGLE
-    columns = arrays["corners"][arrays["triangle"][inside].astype(int)]
-    corner = np.where(columns >= 0, values[columns], np.nan)
-    two = arrays["weights"][:, inside].T.astype(float)
-    weights = np.column_stack([two, np.maximum(0, 255 - two.sum(axis=1))])
-    weights[np.isnan(corner)] = 0
-    total = weights.sum(axis=1)
-    mixed = (weights * np.nan_to_num(corner)).sum(axis=1) / np.where(total > 127.5, total, np.nan)
-    picture = np.repeat(arrays["grey"][..., None], 3, axis=2)
-    known = np.isfinite(mixed)
-    rows, columns = (place[known] for place in np.nonzero(inside))
-    step = np.floor((mixed[known] + limit) / (2 * limit) * 256).clip(0, 255).astype(int)
-    picture[rows, columns] = colours[step]
-    return picture
 
 
 @pytest.fixture(scope="module")

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import re
 import shutil
 import threading
 import time
 
+import httpx
 import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from PIL import Image
 
 from brainfast.flat_mesh import data_boxes, flat_mesh
 from brainfast.map_colours import Scale
 from brainfast.serve.page import page_router
 from brainfast.serve.service import Service
-from page_world import TellingService, make_pool, write_images
+from page_world import TellingService, make_pool, painted, unpack, write_images
 from serve_world import asked, betas
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -134,6 +138,7 @@ PIXEL = """([side, x, y]) => {
     const at = [Math.floor(x * canvas.width), Math.floor(y * canvas.height)];
     return [...canvas.getContext("2d").getImageData(...at, 1, 1).data];
 }"""
+CANVAS = "(side) => document.getElementById(`canvas-${side}`).toDataURL()"
 FITS = "document.documentElement.scrollWidth <= innerWidth"
 
 
@@ -168,12 +173,23 @@ def test_the_page_follows_a_session(pool, images, tmp_path, open_page):
         assert float(dot.split()[-1]) == pytest.approx(measured[0] - measured[1], abs=0.0051)
 
         page.wait_for_selector(f'#cortex[data-image="{choice.image}"]')
-        limit = page.evaluate("fetch('v1/flat').then((r) => r.json()).then((a) => a.limit)")
+        about = httpx.get(f"{server.url}v1/flat").json()
+        arrays = unpack(about, httpx.get(f"{server.url}v1/flat/raster").content)
+        values = pool.response(choice.image).values[0]
+        colours = np.array(about["colours"]).reshape(-1, 3)
         for side in ("lh", "rh"):
-            x, y, colour = expected_colour(pool, choice.image, side, limit)
+            x, y, colour = expected_colour(pool, choice.image, side, about["limit"])
             *found, opacity = page.evaluate(PIXEL, [side, x, y])
             assert opacity > 0
             np.testing.assert_allclose(found, colour, atol=4)
+            data = page.evaluate(CANVAS, side).partition(",")[2]
+            picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+            opaque = picture[..., 3] == 255
+            off = picture[..., :3].astype(int) - painted(
+                arrays[side], values, colours, about["limit"]
+            )
+            assert opaque.mean() > 0.2
+            assert (np.abs(off[opaque]).max(axis=1) > 0).mean() < 0.001
 
         shows(page, "#next-count", "n = 2, 0 late")
         titles = page.locator("#next title").all_text_contents()
