@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BrainfastError
-from ..pool_build import unflatten
+from ..pool_fill import unflatten
 from ..target_pattern import PatternScore
 from .measured import LEAST_SHARE, NOISE_CORRELATION, Measurement, noise_variance
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BrainfastError
-from ..pool_build import unflatten
+from ..pool_fill import unflatten
 from ..vertex_space import VertexSpace
 from .candidates import ArrayCandidates, Candidates, FoldedObjective
 from .design_build import CHUNK_NUMBERS
