@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import BrainfastError
 from ..objective import Objective
 from ..pool import Pool
-from ..pool_build import flat_template
+from ..pool_fill import flat_template
 from ..target_pattern import TargetPattern
 from .candidates import Candidates, FoldedObjective
 from .design_build import Goal
