@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..engine import Engine
 from ..group_engine import GroupEngine
 from ..machine import usable_cores
-from ..pool_build import Projection
+from ..pool_fill import Projection
 from .lane import Clock, Lane, within
 from .limits import Limits
 from .metrics import Metrics

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..engine import Engine
 from ..folded_blobgpt import FoldedBlobGPT
 from ..objective import Objective
-from ..pool_build import flat_template
+from ..pool_fill import flat_template
 from .refusal import Refusal
 
 Doubles: TypeAlias = NDArray[np.float64]
