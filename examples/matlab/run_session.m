@@ -1,0 +1,148 @@
+function run_session(url, session, pictures, varargin)
+% RUN_SESSION  A closed loop in Psychtoolbox: `brainfast serve` chooses every image.
+%
+%   run_session('http://127.0.0.1:8080', 'sub-01_run-1', 'candidates')
+%   run_session(..., 'objective', 'FFA - PPA', 'trials', 100, 'soa_s', 4, 'token', token)
+%
+% Your GLM writes betas/0007.txt when it has trial 7: V numbers, NaN where nothing was measured;
+% an empty file gives the trial up. Let it write another name and rename the file, so that nobody
+% reads half of it.
+%
+% MATLAB does one thing at a time. So the server is asked while a fixation cross stands still, and
+% each request has ask_s seconds. Without an answer the fallback is shown, and the same number is
+% asked for again before the next image: its choice is not lost.
+%
+% What was shown when is in SESSION.csv: trial (-1: the fallback), image, onset. After a crash, of
+% the server or of MATLAB, call it again with 'resume', true: it goes on after the last line.
+%
+% Was run in GNU Octave 7 on stand-ins for Psychtoolbox; in MATLAB it was not run.
+    option = struct('objective', 'FFA - PPA', 'trials', 100, 'soa_s', 4, 'image_s', 2, ...
+                    'ask_s', 0.5, 'last_s', 30, 'betas', 'betas', 'fallback', 'fallback.png', ...
+                    'resume', false, 'token', '');
+    for k = 1:2:numel(varargin)
+        option.(varargin{k}) = varargin{k + 1};
+    end
+    record = [session '.csv'];
+    shown = [];
+    if option.resume
+        shown = read_record(record);
+    elseif exist(record, 'file')
+        error('brainfast:conflict', '%s exists: choose another session, or say resume', record);
+    end
+    request = struct('objective', option.objective, 'resume', option.resume);
+    bf = brainfast_open(url, session, request, option.token);
+    bf.request_s = option.ask_s;
+    bf.patience_s = 0;  % one try: the next image is the next try
+    told = [];  % after a crash all that is there is told again, which does no harm
+
+    write_down(record, '');
+    window = Screen('OpenWindow', max(Screen('Screens')), 128);
+    close_window = onCleanup(@() Screen('CloseAll'));
+    onset = cross(window) + option.soa_s;
+    for k = 1:option.trials
+        WaitSecs('UntilTime', onset - 3 * option.ask_s);  % late, so that more betas are in
+        told = tell_new(bf, option.betas, shown, told, onset - 2 * option.ask_s);
+        [trial, image, name] = choose(bf, numel(shown), pictures, option.fallback);
+        texture = Screen('MakeTexture', window, imread(name));
+        Screen('DrawTexture', window, texture);
+        moment = Screen('Flip', window, onset);
+        write_down(record, sprintf('%d,%s,%.6f\n', trial, image, moment));
+        if trial >= 0
+            shown(end + 1) = trial;
+        end
+        cross(window, moment + option.image_s);
+        Screen('Close', texture);
+        onset = onset + option.soa_s;
+        [~, ~, keys] = KbCheck();
+        if keys(KbName('ESCAPE'))
+            break
+        end
+    end
+    last = GetSecs() + option.last_s;  % the last betas come after the last image
+    while numel(told) < numel(shown) && GetSecs() < last
+        told = tell_new(bf, option.betas, shown, told, last);
+        WaitSecs('UntilTime', GetSecs() + 0.25);
+    end
+end
+
+function [trial, image, name] = choose(bf, next, pictures, fallback)
+% Number, image and file to show; -1 and the fallback where the server does not answer.
+    try
+        choice = brainfast_next(bf, next);
+        trial = next;
+        image = choice.image;
+        name = fullfile(pictures, image);
+    catch problem
+        complain(problem);
+        go_on(bf, problem);
+        trial = -1;
+        image = 'fallback';
+        name = fallback;
+    end
+end
+
+function told = tell_new(bf, folder, shown, told, limit)
+% Tell betas that have arrived, up to a moment; what cannot be told now is told next time.
+    for trial = setdiff(shown, told)
+        name = fullfile(folder, sprintf('%04d.txt', trial));
+        if GetSecs() > limit || ~exist(name, 'file')
+            continue
+        end
+        betas = sscanf(fileread(name), '%f');
+        try
+            if isempty(betas)
+                brainfast_skip(bf, trial);
+            else
+                brainfast_tell(bf, trial, betas);
+            end
+            told(end + 1) = trial;
+        catch problem
+            complain(problem);
+            if strcmp(problem.identifier, 'brainfast:invalid')
+                told(end + 1) = trial;  % the same betas will never be right
+            end
+            go_on(bf, problem);
+            return
+        end
+    end
+end
+
+function go_on(bf, problem)
+% A server that was started anew does not have the session open.
+    if strcmp(problem.identifier, 'brainfast:not_found')
+        try
+            brainfast_open(bf.url, bf.session, struct('resume', true), bf.token, bf.request_s);
+        catch again
+            complain(again);
+        end
+    end
+end
+
+function moment = cross(window, when)
+% The fixation cross, at a moment or at once.
+    [width, height] = Screen('WindowSize', window);
+    Screen('DrawLines', window, [-10 10 0 0; 0 0 -10 10], 2, 0, [width height] / 2);
+    if nargin < 2
+        when = 0;
+    end
+    moment = Screen('Flip', window, when);
+end
+
+function write_down(record, line)
+% Closed after each line, so that a crash loses none.
+    file = fopen(record, 'a');
+    fwrite(file, line);
+    fclose(file);
+end
+
+function shown = read_record(record)
+% Trials that were shown before a crash.
+    file = fopen(record, 'r');
+    rows = textscan(file, '%d%s%f', 'Delimiter', ',');
+    fclose(file);
+    shown = double(rows{1}(rows{1} >= 0))';
+end
+
+function complain(problem)
+    fprintf(2, 'run_session: %s\n', problem.message);
+end

@@ -1,0 +1,58 @@
+"""A pool of grey pictures, and servers of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brainfast.pool import Pool
+from example_world import FALLBACK, PICTURES, Server
+from toy_engine import ToyEngine
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures, each of one level of grey, that is its name."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for level in range(PICTURES):
+        pixels = np.full((9, 8, 3), level, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{level:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fallback(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fallback") / "fallback.png"
+    Image.fromarray(np.full((9, 8, 3), FALLBACK, dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def toy_pool(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pool") / "pool"
+    Pool.build(ToyEngine("blobgpt"), pictures, path=path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(toy_pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that stays; every test has a session of its own."""
+    served = Server(toy_pool, tmp_path_factory.mktemp("server"))
+    served.start()
+    yield served
+    served.kill()
+
+
+@pytest.fixture
+def mortal(toy_pool: Path, tmp_path: Path) -> Iterator[Server]:
+    """One of a test alone, started and to be killed."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    served = Server(toy_pool, folder)
+    served.start()
+    yield served
+    served.kill()

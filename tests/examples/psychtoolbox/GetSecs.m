@@ -1,0 +1,3 @@
+function seconds = GetSecs()
+    seconds = now() * 86400;
+end

@@ -1,0 +1,265 @@
+"""The PsychoPy example's own loop on a stand-in for the window, against a server in a process.
+
+What is counted is how often the thread that draws waited for anything but the screen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from brainfast.errors import BrainfastError
+from brainfast.loop import read_log
+from brainfast.loop.log import decode_betas
+from example_world import FALLBACK, Server, grey
+
+pytest.importorskip("zmq", reason="brainfast[serve]")
+pytest.importorskip("msgspec", reason="brainfast[serve]")
+EXAMPLES = Path(__file__).parents[2] / "examples"
+V = 30
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import psychopy_session
+
+    return psychopy_session
+
+
+class Waits:
+    """How often this thread slept or waited for another."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._thread = threading.current_thread()
+
+    def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*arguments: Any, **named: Any) -> Any:
+            self.count += threading.current_thread() is self._thread
+            return function(*arguments, **named)
+
+        return count
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
+    counter = Waits()
+    monkeypatch.setattr(threading.Condition, "wait", counter.counted(threading.Condition.wait))
+    monkeypatch.setattr(threading.Thread, "join", counter.counted(threading.Thread.join))
+    monkeypatch.setattr(time, "sleep", counter.counted(time.sleep))
+    return counter
+
+
+class StubScreen:
+    """Counts frames, and what was waited for between them; `at_frame` may do things meanwhile."""
+
+    def __init__(self, waits: Waits, at_frame: Callable[[StubScreen], None] | None = None) -> None:
+        self.frames, self.waited, self.escape = 0, 0, False
+        self.levels: list[int] = []
+        self._waits, self._at_frame = waits, at_frame
+        self._before: int | None = None
+        self._level, self._was_picture = -1, False
+        self._clock = threading.Event()  # its wait is taken off again: it is the screen's
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def prepare(self, image: Any) -> None:
+        self._level = image.getpixel((0, 0))[0]
+
+    def frame(self, picture: bool) -> float:
+        if self._before is not None:
+            self.waited += self._waits.count - self._before
+        if picture and not self._was_picture:
+            self.levels.append(self._level)
+        self._was_picture = picture
+        self.frames += 1
+        if self._at_frame is not None:
+            self._at_frame(self)
+        self._clock.wait(1 / 240)
+        self._before = self._waits.count
+        return time.monotonic()
+
+    def stop(self) -> bool:
+        return self.escape
+
+
+class Run:
+    """Runs the example in a folder of its own, as its command line does."""
+
+    def __init__(self, example: Any, server: Server, waits: Waits, **options: Any) -> None:
+        self._example, self._server, self._waits, self._options = example, server, waits, options
+
+    def __call__(
+        self, at_frame: Callable[[StubScreen], None] | None = None, **changed: Any
+    ) -> StubScreen:
+        options = self._options | changed
+        given = argparse.Namespace(address=self._server.zmq, **options)
+        timing = self._example.Timing(onsets=0.8, image=0.1, ask=0.5, load=0.1, last_betas=60.0)
+        self.screen = StubScreen(self._waits, at_frame)
+        self._example.run(given, lambda: self.screen, timing)
+        return self.screen
+
+    @property
+    def rows(self) -> list[tuple[int | None, str]]:
+        with Path(f"{self._options['session']}.csv").open(newline="") as file:
+            return [(int(trial) if trial else None, image) for trial, image, _ in csv.reader(file)]
+
+    @property
+    def trials(self) -> list[int]:
+        return [trial for trial, _ in self.rows if trial is not None]
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return list(read_log(self._server.logs / f"{self._options['session']}.jsonl").events)
+
+    def of(self, kind: str) -> dict[int, dict[str, Any]]:
+        return {event["trial"]: event for event in self.events if event["event"] == kind}
+
+
+@pytest.fixture
+def make_run(
+    example: Any,
+    waits: Waits,
+    pictures: Path,
+    fallback: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Run]:
+    monkeypatch.chdir(tmp_path)
+    token = tmp_path / "token.txt"
+    token.write_text(f"{Server.token}\n")
+    options: dict[str, Any] = {
+        "token_file": token,
+        "objective": "FFA - PPA",
+        "pictures": pictures,
+        "fallback": fallback,
+        "trials": 8,
+        "delay": 0.3,
+        "resume": False,
+        "lsl": False,
+    }
+    return lambda server, session, **more: Run(
+        example, server, waits, session=session, **(options | more)
+    )
+
+
+def check_shown(run: Run, levels: list[int]) -> None:
+    """What was on the screen is what was recorded, and what was recorded was chosen."""
+    assert levels == [grey(image) for _, image in run.rows]
+    choices = run.of("choice")
+    assert [image for trial, image in run.rows if trial is not None] == [
+        choices[trial]["image"] for trial in run.trials
+    ]
+
+
+def test_no_frame_waits_and_every_trial_is_told(
+    make_run: Any, server: Server, example: Any
+) -> None:
+    run = make_run(server, "frames")
+    screen = run()
+    assert screen.waited == 0
+    assert screen.frames > 100
+    assert len(run.rows) == 8
+    assert run.trials == list(range(len(run.trials)))
+    assert run.trials
+    check_shown(run, screen.levels)
+    told = run.of("tell")
+    assert sorted(told) == run.trials
+    for trial, event in told.items():
+        expected = np.random.default_rng(trial).standard_normal(V, np.float32)
+        np.testing.assert_array_equal(decode_betas(event["measured"]), expected)
+    order = [event["event"] for event in run.events]
+    assert "tell" in order[: len(order) - order[::-1].index("choice")]  # it learnt on the way
+
+
+def test_a_wait_would_be_counted(example: Any, server: Server, waits: Waits) -> None:
+    screen = StubScreen(waits)
+    with example.Client(server.zmq, token=Server.token, timeout_s=30) as client:
+        screen.frame(False)
+        client.about().result()
+        screen.frame(False)
+    assert screen.waited > 0
+
+
+def test_fallbacks_while_the_server_is_dead(make_run: Any, mortal: Server) -> None:
+    run, steps = make_run(mortal, "dies", trials=1000), []
+
+    def happen(screen: StubScreen) -> None:
+        shown = len(screen.levels)
+        if not steps and len(run.trials) >= 2:
+            steps.append(threading.Thread(target=mortal.kill))
+            steps[-1].start()
+        elif len(steps) == 1 and FALLBACK in screen.levels[-2:] and not steps[0].is_alive():
+            steps.append(threading.Thread(target=mortal.start))
+            steps[-1].start()
+        elif len(steps) == 2 and not steps[1].is_alive():
+            steps.append(shown)
+        screen.escape = screen.escape or (
+            len(steps) == 3 and FALLBACK not in screen.levels[-2:] and shown >= steps[2] + 2
+        )
+        assert shown < 400
+
+    screen = run(happen)
+    assert screen.waited == 0
+    assert run.trials == list(range(len(run.trials)))
+    check_shown(run, screen.levels)
+    run(resume=True, trials=0)
+    assert sorted(run.of("tell")) == run.trials
+    assert "resumed" in [event["event"] for event in run.events]
+
+
+class CrashError(Exception):
+    """Of the program that draws."""
+
+
+def test_an_experiment_that_died_shows_the_choice_it_had(make_run: Any, server: Server) -> None:
+    run = make_run(server, "crashed")
+
+    def crash(screen: StubScreen) -> None:
+        if len(run.of("choice")) >= 3:  # chosen, and not yet on the screen
+            raise CrashError
+
+    with pytest.raises(CrashError):
+        run(crash)
+    levels = run.screen.levels
+    assert len(run.of("choice")) == 3 > len(run.trials)
+    levels = levels + run(resume=True, trials=3).levels
+    assert run.trials == list(range(len(run.trials)))
+    assert len(run.trials) >= 3
+    check_shown(run, levels)
+    assert sorted(run.of("tell")) == run.trials
+
+
+def test_a_broken_picture_is_skipped(
+    make_run: Any, server: Server, pictures: Path, tmp_path: Path
+) -> None:
+    some = tmp_path / "some"
+    some.mkdir()
+    for picture in pictures.iterdir():
+        whole = picture.read_bytes()
+        (some / picture.name).write_bytes(whole if int(picture.stem) % 3 else whole[:40])
+    run = make_run(server, "broken", pictures=some)
+    screen = run()
+    assert screen.waited == 0
+    check_shown(run, screen.levels)
+    skipped = {trial: event["image"] for trial, event in run.of("skip").items()}
+    assert all(grey(image) % 3 == 0 for image in skipped.values())
+    assert all(grey(image) % 3 for _, image in run.rows if image != "fallback")
+    assert sorted([*skipped, *run.trials]) == sorted(run.of("choice"))
+
+
+def test_a_session_that_was_shown_is_not_begun_again(make_run: Any, server: Server) -> None:
+    run = make_run(server, "twice", trials=1)
+    run()
+    with pytest.raises(BrainfastError, match="go on with this one: --resume"):
+        run()
