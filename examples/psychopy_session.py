@@ -30,6 +30,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -362,6 +363,8 @@ def markers_of(session: str) -> Any:
 
 
 def main() -> None:
+    if find_spec("psychopy") is None:
+        sys.exit("psychopy_session: pip install psychopy")
     try:
         run(arguments(), PsychoPyScreen, Timing())
     except BrainfastError as error:

@@ -62,11 +62,11 @@ class Octave:
 def octave(request: Any, tmp_path: Path) -> Octave:
     functions = tmp_path / "matlab"
     shutil.copytree(FUNCTIONS, functions)
-    stand_ins = [HERE / "psychtoolbox"]
+    stand_ins = [HERE / "stand_ins" / "psychtoolbox"]
     if request.param == "webwrite":
         never = "function yes = in_octave()\n    yes = false;\nend\n"
         (functions / "private" / "in_octave.m").write_text(never)
-        stand_ins.append(HERE / "matlab_web")
+        stand_ins.append(HERE / "stand_ins" / "matlab_web")
     return Octave([functions, *stand_ins], tmp_path)
 
 

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,11 +23,12 @@ import pytest
 from brainfast.errors import BrainfastError
 from brainfast.loop import read_log
 from brainfast.loop.log import decode_betas
-from example_world import FALLBACK, Server, grey
+from example_world import FALLBACK, Server, grey, until
 
 pytest.importorskip("zmq", reason="brainfast[serve]")
 pytest.importorskip("msgspec", reason="brainfast[serve]")
 EXAMPLES = Path(__file__).parents[2] / "examples"
+STAND_INS = Path(__file__).parent / "stand_ins"
 V = 30
 
 
@@ -97,13 +102,14 @@ class Run:
     """Runs the example in a folder of its own, as its command line does."""
 
     def __init__(self, example: Any, server: Server, waits: Waits, **options: Any) -> None:
-        self._example, self._server, self._waits, self._options = example, server, waits, options
+        self._example, self._waits = example, waits
+        self.server, self.options = server, options
 
     def __call__(
         self, at_frame: Callable[[StubScreen], None] | None = None, **changed: Any
     ) -> StubScreen:
-        options = self._options | changed
-        given = argparse.Namespace(address=self._server.zmq, **options)
+        options = self.options | changed
+        given = argparse.Namespace(address=self.server.zmq, **options)
         timing = self._example.Timing(onsets=0.8, image=0.1, ask=0.5, load=0.1, last_betas=60.0)
         self.screen = StubScreen(self._waits, at_frame)
         self._example.run(given, lambda: self.screen, timing)
@@ -111,7 +117,10 @@ class Run:
 
     @property
     def rows(self) -> list[tuple[int | None, str]]:
-        with Path(f"{self._options['session']}.csv").open(newline="") as file:
+        path = Path(f"{self.options['session']}.csv")
+        if not path.exists():
+            return []
+        with path.open(newline="") as file:
             return [(int(trial) if trial else None, image) for trial, image, _ in csv.reader(file)]
 
     @property
@@ -120,7 +129,7 @@ class Run:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        return list(read_log(self._server.logs / f"{self._options['session']}.jsonl").events)
+        return list(read_log(self.server.logs / f"{self.options['session']}.jsonl").events)
 
     def of(self, kind: str) -> dict[int, dict[str, Any]]:
         return {event["trial"]: event for event in self.events if event["event"] == kind}
@@ -256,6 +265,80 @@ def test_a_broken_picture_is_skipped(
     assert all(grey(image) % 3 == 0 for image in skipped.values())
     assert all(grey(image) % 3 for _, image in run.rows if image != "fallback")
     assert sorted([*skipped, *run.trials]) == sorted(run.of("choice"))
+
+
+class Program:
+    """The example as a program, on a stand-in for PsychoPy."""
+
+    def __init__(self, run: Run, *more: str) -> None:
+        options = run.options
+        names = ("token_file", "session", "objective", "pictures", "fallback", "trials", "delay")
+        named = [text for name in names for text in (f"--{name}".replace("_", "-"), options[name])]
+        command = [sys.executable, EXAMPLES / "psychopy_session.py", "--address", run.server.zmq]
+        path = [str(STAND_INS), str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]
+        self.flips = Path.cwd() / "flips.txt"
+        self.process = subprocess.Popen(
+            [*map(str, [*command, *named]), *more],
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(path), "BRAINFAST_TEST_FLIPS": str(self.flips)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def end(self) -> None:
+        _, errors = self.process.communicate(timeout=300)
+        assert self.process.returncode == 0, errors
+
+    @property
+    def levels(self) -> list[int]:
+        return [int(line) for line in self.flips.read_text().splitlines()]
+
+
+def test_a_program_that_was_killed_goes_on(make_run: Any, server: Server) -> None:
+    run = make_run(server, "killed", trials=1000)
+    program = Program(run)
+    try:
+        until(lambda: program.process.poll() is not None or len(run.trials) >= 2, 120)
+    finally:
+        program.process.kill()
+        program.process.communicate()
+    before = len(run.rows)
+    run.options["trials"] = 1
+    program = Program(run, "--resume")
+    program.end()
+    assert len(run.rows) == before + 1
+    assert run.trials == list(range(len(run.trials)))
+    assert sorted(run.of("tell")) == run.trials
+    shown = [grey(image) for _, image in run.rows]
+    # Killed between a flip and its line, it shows that picture once more.
+    again = [*shown[: before + 1], *shown[before:]]
+    assert program.levels in (shown, again)
+
+
+def test_markers_of_a_run(make_run: Any, server: Server) -> None:
+    pylsl = pytest.importorskip("pylsl", reason="pylsl with its library", exc_type=Exception)
+    run = make_run(server, "marked", trials=3)
+    program = Program(run, "--lsl")
+    found = pylsl.resolve_byprop("source_id", "brainfast-marked", timeout=60)
+    inlet = pylsl.StreamInlet(found[0]) if found else None
+    markers = []
+    while inlet is not None and program.process.poll() is None:
+        sample, moment = inlet.pull_sample(timeout=0.2)
+        if sample is not None:
+            markers.append((json.loads(sample[0]), moment))
+    program.end()
+    if inlet is None:
+        pytest.skip("LSL finds no streams on this machine: no multicast")
+    inlet.close_stream()
+    choices = {trial: event["image"] for trial, event in run.of("choice").items()}
+    told = [(marker["trial"], marker["image"]) for marker, _ in markers]
+    kinds = [marker["event"] for marker, _ in markers]
+    assert kinds.count("onset") >= 2
+    assert [moment for _, moment in markers] == sorted(moment for _, moment in markers)
+    onsets = [about for kind, about in zip(kinds, told, strict=True) if kind == "onset"]
+    assert onsets == run.rows[-len(onsets) :]
+    chosen = [about for kind, about in zip(kinds, told, strict=True) if kind == "choice"]
+    assert all(choices[trial] == image for trial, image in chosen)
 
 
 def test_a_session_that_was_shown_is_not_begun_again(make_run: Any, server: Server) -> None:

@@ -1,0 +1,1 @@
+"""Stands for PsychoPy: what the example uses of it."""
