@@ -36,8 +36,10 @@ function run_session(url, session, pictures, varargin)
     told = [];  % after a crash all that is there is told again, which does no harm
 
     write_down(record, '');
+    KbName('UnifyKeyNames');
     window = Screen('OpenWindow', max(Screen('Screens')), 128);
     close_window = onCleanup(@() Screen('CloseAll'));
+    half = Screen('GetFlipInterval', window) / 2;  % so that the nearest frame is taken
     onset = cross(window) + option.soa_s;
     for k = 1:option.trials
         WaitSecs('UntilTime', onset - 3 * option.ask_s);  % late, so that more betas are in
@@ -45,12 +47,12 @@ function run_session(url, session, pictures, varargin)
         [trial, image, name] = choose(bf, numel(shown), pictures, option.fallback);
         texture = Screen('MakeTexture', window, imread(name));
         Screen('DrawTexture', window, texture);
-        moment = Screen('Flip', window, onset);
+        moment = Screen('Flip', window, onset - half);
         write_down(record, sprintf('%d,%s,%.6f\n', trial, image, moment));
         if trial >= 0
             shown(end + 1) = trial;
         end
-        cross(window, moment + option.image_s);
+        cross(window, moment + option.image_s - half);
         Screen('Close', texture);
         onset = onset + option.soa_s;
         [~, ~, keys] = KbCheck();
@@ -83,7 +85,7 @@ end
 
 function told = tell_new(bf, folder, shown, told, limit)
 % Tell betas that have arrived, up to a moment; what cannot be told now is told next time.
-    for trial = setdiff(shown, told)
+    for trial = reshape(setdiff(shown, told), 1, [])
         name = fullfile(folder, sprintf('%04d.txt', trial));
         if GetSecs() > limit || ~exist(name, 'file')
             continue

@@ -1,4 +1,9 @@
 function number = KbName(name)
-    assert(strcmp(name, 'ESCAPE'));
+    persistent unified
+    if strcmp(name, 'UnifyKeyNames')
+        unified = true;
+        return
+    end
+    assert(unified && strcmp(name, 'ESCAPE'));
     number = 10;
 end

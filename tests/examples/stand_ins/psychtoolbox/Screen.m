@@ -6,6 +6,8 @@ function varargout = Screen(command, varargin)
             varargout = {0};
         case 'OpenWindow'
             varargout = {10};
+        case 'GetFlipInterval'
+            varargout = {1 / 60};
         case 'WindowSize'
             varargout = {640, 480};
         case 'MakeTexture'
