@@ -6,12 +6,17 @@ behave as its webread, webwrite and weboptions are documented to.
 
 from __future__ import annotations
 
+import base64
 import csv
+import json
 import os
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -145,6 +150,79 @@ def test_refusals_have_identifiers(octave: Octave, server: Server, request: Any)
     found = octave.run("\n".join([*lines, "disp('done')"])).split()
     expected = [f"brainfast:{identifier}" for _, identifier in CASES.values()]
     assert dict(zip(CASES, found, strict=False)) == dict(zip(CASES, expected, strict=True))
+
+
+class Script(BaseHTTPRequestHandler):
+    """Answers requests with what it was told to, and keeps what came."""
+
+    bf: ClassVar[str]
+    answers: ClassVar[list[tuple[int, Any]]]
+    came: ClassVar[list[tuple[str, Any, str | None]]]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.came.append((self.path, body, self.headers["Authorization"]))
+        status, answer = self.answers.pop(0)
+        data = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def script() -> Iterator[type[Script]]:
+    Script.answers, Script.came = [], []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Script)
+    Script.bf = (
+        f"bf = struct('url', 'http://127.0.0.1:{server.server_port}', 'session', 's', "
+        "'token', 'a-token', 'request_s', 20, 'patience_s', 60);"
+    )
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield Script
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_what_passes_is_asked_again_for_the_same_trial(octave: Octave, script: Any) -> None:
+    refusal = {"code": "stalled", "error": "wait", "retry_after_s": 1.0}
+    choice = {"image": "i.png", "trial": 3}
+    script.answers += [(503, refusal), (429, refusal), (504, refusal), (200, choice)]
+    script.answers += [(409, refusal | {"code": "conflict"})]
+    octave.run(f"""
+        {script.bf}
+        assert(strcmp(brainfast_next(bf, 3).image, 'i.png'));
+        try, brainfast_next(bf, 3), catch e, end  % is not asked again
+        assert(strcmp(e.identifier, 'brainfast:conflict'));
+        disp('done')
+    """)
+    asked = ("/v1/sessions/s/next", {"trial": 3}, "Bearer a-token")
+    assert script.came == [asked] * 5
+
+
+def test_subjects_and_single_numbers(octave: Octave, script: Any, pictures: Path) -> None:
+    both = {"response": {"a": [[1, 2]], "b": [[3]]}}
+    one = {"response": {"b": [[3, 4, None]]}}
+    script.answers += [(200, both), (200, one), (200, {})]
+    octave.run(f"""
+        {script.bf}
+        try, brainfast_predict(bf, '{pictures}/00.png'), catch e, end
+        assert(strcmp(e.message, 'subject: expected one of a, b'));
+        assert(isequaln(brainfast_predict(bf, '{pictures}/00.png', 'b'), [3 4 NaN]));
+        brainfast_tell(bf, 0, 2.5);  % one vertex is a list all the same
+        disp('done')
+    """)
+    encoded = base64.b64encode((pictures / "00.png").read_bytes()).decode()
+    assert [body for _, body, _ in script.came] == [
+        {"images_b64": [encoded]},
+        {"images_b64": [encoded], "subject": "b"},
+        {"trial": 0, "betas": [2.5]},
+    ]
 
 
 @pytest.mark.parametrize("octave", ["curl"], indirect=True)
