@@ -8,17 +8,17 @@ function run_session(url, session, pictures, varargin)
 % an empty file gives the trial up. Let it write another name and rename the file, so that nobody
 % reads half of it.
 %
-% MATLAB does one thing at a time. So the server is asked while a fixation cross stands still, and
-% each request has ask_s seconds. Without an answer the fallback is shown, and the same number is
-% asked for again before the next image: its choice is not lost.
+% MATLAB does one thing at a time. So the server is asked while a fixation cross stands still, each
+% request has ask_s seconds, and none begins that could end after the onset. Without an answer the
+% fallback is shown, and the same number is asked for before the next image: its choice is not lost.
 %
 % What was shown when is in SESSION.csv: trial (-1: the fallback), image, onset. After a crash, of
 % the server or of MATLAB, call it again with 'resume', true: it goes on after the last line.
 %
 % Was run in GNU Octave 7 on stand-ins for Psychtoolbox; in MATLAB it was not run.
     option = struct('objective', 'FFA - PPA', 'trials', 100, 'soa_s', 4, 'image_s', 2, ...
-                    'ask_s', 0.5, 'last_s', 30, 'betas', 'betas', 'fallback', 'fallback.png', ...
-                    'resume', false, 'token', '');
+                    'ask_s', 0.5, 'load_s', 0.2, 'last_s', 30, 'betas', 'betas', ...
+                    'fallback', 'fallback.png', 'resume', false, 'token', '');
     for k = 1:2:numel(varargin)
         option.(varargin{k}) = varargin{k + 1};
     end
@@ -33,6 +33,8 @@ function run_session(url, session, pictures, varargin)
     bf = brainfast_open(url, session, request, option.token);
     bf.request_s = option.ask_s;
     bf.patience_s = 0;  % one try: the next image is the next try
+    fallback = imread(option.fallback);
+    next = max([shown, -1]) + 1;  % number of the choice that is wanted
     told = [];  % after a crash all that is there is told again, which does no harm
 
     write_down(record, '');
@@ -42,10 +44,14 @@ function run_session(url, session, pictures, varargin)
     half = Screen('GetFlipInterval', window) / 2;  % so that the nearest frame is taken
     onset = cross(window) + option.soa_s;
     for k = 1:option.trials
-        WaitSecs('UntilTime', onset - 3 * option.ask_s);  % late, so that more betas are in
-        told = tell_new(bf, option.betas, shown, told, onset - 2 * option.ask_s);
-        [trial, image, name] = choose(bf, numel(shown), pictures, option.fallback);
-        texture = Screen('MakeTexture', window, imread(name));
+        last = onset - option.ask_s - option.load_s;  % for a request to begin
+        WaitSecs('UntilTime', last - 2 * option.ask_s);  % late, so that more betas are in
+        told = tell_new(bf, option.betas, shown, told, last - option.ask_s);
+        [trial, image, picture, next] = choose(bf, next, pictures, last);
+        if trial < 0
+            picture = fallback;
+        end
+        texture = Screen('MakeTexture', window, picture);
         Screen('DrawTexture', window, texture);
         moment = Screen('Flip', window, onset - half);
         write_down(record, sprintf('%d,%s,%.6f\n', trial, image, moment));
@@ -67,27 +73,36 @@ function run_session(url, session, pictures, varargin)
     end
 end
 
-function [trial, image, name] = choose(bf, next, pictures, fallback)
-% Number, image and file to show; -1 and the fallback where the server does not answer.
+function [trial, image, picture, next] = choose(bf, next, pictures, last)
+% Number, name and pixels of the image to show; -1 and 'fallback' where there is none.
+    trial = -1;
+    image = 'fallback';
+    picture = [];
     try
         choice = brainfast_next(bf, next);
-        trial = next;
-        image = choice.image;
-        name = fullfile(pictures, image);
     catch problem
         complain(problem);
-        go_on(bf, problem);
-        trial = -1;
-        image = 'fallback';
-        name = fallback;
+        if strcmp(problem.identifier, 'brainfast:not_found') && GetSecs() < last
+            go_on(bf);
+        end
+        return
+    end
+    next = choice.trial + 1;
+    try
+        picture = imread(fullfile(pictures, choice.image));
+        trial = choice.trial;
+        image = choice.image;
+    catch problem  % a file that is missing or broken is never measured
+        complain(problem);
+        give_up(bf, choice.trial);
     end
 end
 
-function told = tell_new(bf, folder, shown, told, limit)
-% Tell betas that have arrived, up to a moment; what cannot be told now is told next time.
+function told = tell_new(bf, folder, shown, told, last)
+% Tell betas that have arrived; what cannot begin before `last` is told next time.
     for trial = reshape(setdiff(shown, told), 1, [])
         name = fullfile(folder, sprintf('%04d.txt', trial));
-        if GetSecs() > limit || ~exist(name, 'file')
+        if GetSecs() > last || ~exist(name, 'file')
             continue
         end
         betas = sscanf(fileread(name), '%f');
@@ -103,20 +118,25 @@ function told = tell_new(bf, folder, shown, told, limit)
             if strcmp(problem.identifier, 'brainfast:invalid')
                 told(end + 1) = trial;  % the same betas will never be right
             end
-            go_on(bf, problem);
             return
         end
     end
 end
 
-function go_on(bf, problem)
-% A server that was started anew does not have the session open.
-    if strcmp(problem.identifier, 'brainfast:not_found')
-        try
-            brainfast_open(bf.url, bf.session, struct('resume', true), bf.token, bf.request_s);
-        catch again
-            complain(again);
-        end
+function give_up(bf, trial)
+    try
+        brainfast_skip(bf, trial);
+    catch problem
+        complain(problem);
+    end
+end
+
+function go_on(bf)
+% A server that was started anew has no session open.
+    try
+        brainfast_open(bf.url, bf.session, struct('resume', true), bf.token, bf.request_s);
+    catch problem
+        complain(problem);
     end
 end
 

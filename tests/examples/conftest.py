@@ -24,6 +24,17 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def broken(pictures: Path, tmp_path: Path) -> Path:
+    """The same folder; every second file is cut off."""
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for picture in pictures.iterdir():
+        whole = picture.read_bytes()
+        (folder / picture.name).write_bytes(whole if int(picture.stem) % 2 else whole[:40])
+    return folder
+
+
 @pytest.fixture(scope="session")
 def fallback(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("fallback") / "fallback.png"

@@ -295,6 +295,32 @@ def test_an_experiment_that_died_goes_on(
     assert "choose another session, or say resume" in err
 
 
+def test_a_broken_picture_is_skipped(
+    octave: Octave, server: Server, broken: Path, fallback: Path, tmp_path: Path, request: Any
+) -> None:
+    name = f"broken-{octave_way(request)}"
+    written_betas(tmp_path / "betas")
+    experiment = octave.start(
+        f"""
+        run_session('{server.url}', '{name}', '{broken}', 'token', '{server.token}', ...
+                    'fallback', '{fallback}', 'trials', 4, 'soa_s', 2, 'image_s', 0.1);
+        disp('done')
+        """,
+        BRAINFAST_TEST_FLIPS=str(tmp_path / "flips.csv"),
+    )
+    out, err = experiment.communicate(timeout=300)
+    assert "done" in out, err
+    record = tmp_path / f"{name}.csv"
+    events = read_log(server.logs / f"{name}.jsonl").events
+    images = {event["trial"]: event["image"] for event in events if event["event"] == "choice"}
+    assert len(rows(record)) == 4
+    whole = [trial for trial in images if grey(images[trial]) % 2]
+    assert chosen(record) == whole[: len(chosen(record))]
+    skipped = {event["trial"] for event in events if event["event"] == "skip"}
+    last = max(images)  # may have come too late
+    assert {trial for trial in images if not grey(images[trial]) % 2} - {last} <= skipped
+
+
 def octave_way(request: Any) -> str:
     return str(request.node.callspec.params["octave"])
 
