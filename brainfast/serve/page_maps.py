@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -119,11 +118,13 @@ def _drawable(space: VertexSpace) -> bool:
     return True
 
 
-def _bars(names: Sequence[str], values: Callable[[str], Floats], sample: Any, note: str) -> PageMap:
+def _bars(
+    names: Sequence[str], values: Callable[[str], Floats], sample: Floats, note: str
+) -> PageMap:
     about = {
         "kind": "bars",
         "units": "z",
-        "limit": colour_limit(sample),
+        "limit": colour_limit(sample.reshape(1, -1)),  # a bar that is cut off would mislead
         "colours": colour_table().reshape(-1).tolist(),
         "names": list(names),
         "note": note,
