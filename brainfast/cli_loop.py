@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from enum import StrEnum
 from pathlib import Path
@@ -112,6 +113,8 @@ def rehearse(
         ceiling=world.ceiling,
         log=log,
     ) as session:
+        gc.collect()
+        gc.freeze()  # or a collection of all that was loaded would stop a choice for 0.1 s
         run = rehearse(session, person, schedule, speed=speed, seed=seed, progress=not as_json)
     if out is not None:
         from .loop.rehearsal_plot import plot
