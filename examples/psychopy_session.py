@@ -121,7 +121,11 @@ class Record:
             with path.open(newline="") as file:
                 for trial, image, onset in csv.reader(file):
                     self.shown.append(Shown(int(trial) if trial else None, image, float(onset)))
-        self._file = path.open("a", newline="", buffering=1)
+        self._path = path
+
+    def begin(self) -> None:
+        """Open the file, once the session is there that it tells of."""
+        self._file = self._path.open("a", newline="", buffering=1)
         self._table = csv.writer(self._file)
 
     def add(self, shown: Shown) -> None:
@@ -327,13 +331,14 @@ def run(options: argparse.Namespace, make_screen: Callable[[], Screen], timing: 
     record = Record(Path(f"{options.session}.csv"), options.resume)
     token = options.token_file.read_text().strip() if options.token_file else None
     with Client(options.address, token=token, timeout_s=REQUEST_S) as client:
-        about = client.about().result()
+        about = client.about(timeout_s=OPEN_S).result()
         session = client.session(
             options.session,
             None if options.resume else options.objective,
             resume=options.resume,
             timeout_s=OPEN_S,
         ).result()
+        record.begin()
         loop = Loop(
             make_screen(),
             session,

@@ -336,6 +336,13 @@ def test_markers_of_a_run(make_run: Any, server: Server) -> None:
     assert all(choices[trial] == image for trial, image in chosen)
 
 
+def test_a_session_that_cannot_be_opened_leaves_nothing(make_run: Any, server: Server) -> None:
+    run = make_run(server, "unknown", objective="no-such-region")
+    with pytest.raises(BrainfastError, match="no-such-region"):
+        run()
+    assert not Path("unknown.csv").exists()
+
+
 def test_a_session_that_was_shown_is_not_begun_again(make_run: Any, server: Server) -> None:
     run = make_run(server, "twice", trials=1)
     run()
