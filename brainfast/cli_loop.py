@@ -115,7 +115,10 @@ def rehearse(
     ) as session:
         gc.collect()
         gc.freeze()  # or a collection of all that was loaded would stop a choice for 0.1 s
-        run = rehearse(session, person, schedule, speed=speed, seed=seed, progress=not as_json)
+        try:
+            run = rehearse(session, person, schedule, speed=speed, seed=seed, progress=not as_json)
+        finally:
+            gc.unfreeze()
     if out is not None:
         from .loop.rehearsal_plot import plot
 
