@@ -8,6 +8,7 @@ computes in Python hands over every `SWITCH_S`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -126,6 +127,9 @@ async def _serve(plan: Plan) -> None:
         ending.push_async_callback(service.drain)
         gate.open(app)
         await _unless(stop, service.start())
+        gc.collect()
+        gc.freeze()  # or a collection of all that was loaded would stop a choice for 0.1 s
+        ending.callback(gc.unfreeze)
         if not stop.is_set():
             _log.info("ready after %.1f s", time.perf_counter() - start)
         await stop.wait()
