@@ -131,9 +131,10 @@ void test_later_calls_allocate_nothing(FeatureKind pool, FeatureKind templates, 
   const TopkArguments from({1100, 70, 8, 5});
   const TemplateRows rows{8, from.templates.as(templates), templates};
   Chosen found(from.size);
+  const bool screen = screens(isa);
   const auto run = [&] {
     score_topk(from.candidates(pool, true), rows, 5, found.scores.data(), found.indices.data(), isa,
-               screens(isa));
+               screen);
   };
   run();
   const int before = allocations;
