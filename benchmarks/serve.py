@@ -1,6 +1,6 @@
 """Latency of a server under load, its memory over time, and what survives its worst days.
 
-python benchmarks/serve.py [--quick] [--soak SECONDS] [--only load,faults,soak] [--out FILE]
+python benchmarks/serve.py [--quick] [--soak SECONDS] [--only load,soak,faults] [--out FILE]
 python benchmarks/serve_table.py
 """
 
@@ -23,13 +23,13 @@ from brainfast.files import write_json
 from brainfast.machine import usable_cores
 from brainfast.timing import BusyElsewhere
 from serve_load import Answers, load, open_sessions
-from serve_process import Server
-from serve_world import QUICK, WHOLE, Size, make_model, make_pool
+from served_model import QUICK, WHOLE, Size, make_model, make_pool
+from server_process import Server
 
 RESULT = Path(__file__).resolve().parent / "results" / "serve.json"
 CLIENTS = (1, 2, 4, 8, 16)
 TR_S = 1.5
-PARTS = ("load", "faults", "soak")
+PARTS = ("load", "soak", "faults")
 SOAK_EVERY_S = 1.0
 
 
@@ -166,20 +166,26 @@ def measure(plan: Plan, parts: Sequence[str], work: Path) -> dict[str, Any]:
     return found
 
 
+def _parts(text: str) -> tuple[str, ...]:
+    names = text.split(",")
+    if not set(names) <= set(PARTS):
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(PARTS)}, got {text}")
+    return tuple(names)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, seconds")
     parser.add_argument("--soak", type=float, default=600.0)
-    parser.add_argument("--only", default=",".join(PARTS))
+    parser.add_argument("--only", type=_parts, default=PARTS, metavar=",".join(PARTS))
     parser.add_argument("--out", type=Path, default=RESULT)
     chosen = parser.parse_args(arguments)
     plan = Plan(WHOLE, CLIENTS, 5.0, 15.0, TR_S, chosen.soak)
     if chosen.quick:
         plan = Plan(QUICK, (1, 3), 0.5, 1.0, 0.1, min(chosen.soak, 3.0))
-    parts = [part for part in PARTS if part in chosen.only.split(",")]
     with tempfile.TemporaryDirectory() as work:
-        found = measure(plan, parts, Path(work))
+        found = measure(plan, chosen.only, Path(work))
     write_json(chosen.out, found)
     for row in found.get("load", []) + found.get("soak", {}).get("rows", []):
         print(row)

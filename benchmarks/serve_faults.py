@@ -16,8 +16,8 @@ from brainfast.loop import replay
 from brainfast.loop.log import read_log
 from brainfast.serve.async_client import AsyncClient
 from serve_load import SESSION, Answers, Ask
-from serve_process import Server
-from serve_world import pictures
+from served_model import pictures
+from server_process import Server
 
 FLOODING, EACH = 8, 25  # clients, and requests of each at once: more than may wait
 PACE_S = 0.25  # of the session that goes on meanwhile

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainfast.serve.async_client import AsyncClient
-from serve_world import pictures
+from served_model import pictures
 
 SESSION = {"objective": "FFA - PPA", "strategy": "greedy", "deadline_ms": 20.0, "repeats": 1000}
 SUBJECT = "subject-{}"

@@ -1,0 +1,177 @@
+"""What benchmarks/serve.py makes of answers, logs and results; no server is started."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import serve
+import serve_table
+from brainfast.loop import Choice
+from loop_world import betas, session
+from serve_faults import audit
+from serve_load import Answers, Ask
+from served_model import pictures
+
+
+class RefusedError(Exception):
+    code = "busy"
+
+
+class Session:
+    """Gives choices at once; refuses every fourth."""
+
+    def __init__(self) -> None:
+        self.asked, self.told = 0, []
+
+    async def next(self) -> SimpleNamespace:
+        self.asked += 1
+        await asyncio.sleep(0)
+        if self.asked % 4 == 0:
+            raise RefusedError
+        return SimpleNamespace(trial=self.asked, image=f"{self.asked}.png", late=self.asked == 3)
+
+    async def tell(self, choice, measured) -> None:
+        self.told.append(choice.trial)
+
+
+def choices(trials: int, **options) -> tuple[Answers, Session]:
+    answers, own = Answers(), Session()
+
+    async def open_session(name, **given):
+        return own
+
+    ask = Ask(SimpleNamespace(session=open_session), answers, **options)
+
+    async def run():
+        going = asyncio.ensure_future(ask.choose("run", 5))
+        while own.asked < trials:
+            await asyncio.sleep(0)
+        ask.stop()
+        await going
+
+    asyncio.run(run())
+    return answers, own
+
+
+@pytest.mark.parametrize("pace_s", [None, 1e-3])
+def test_a_client_tells_what_it_got_and_counts_what_was_refused(pace_s):
+    answers, own = choices(9, pace_s=pace_s)
+    kept = [trial for trial in range(1, own.asked + 1) if trial % 4]
+    assert [trial for _, trial, _ in answers.received] == kept
+    assert own.told == kept[: len(own.told)]
+    assert len(own.told) >= len(kept) - 1
+    assert answers.row("next")["answers"] == len(kept)
+    assert answers.row("next")["refused"] == {"busy": own.asked // 4}
+    assert answers.late == 1
+
+
+def test_quantiles_are_those_of_the_seconds_and_not_told_of_too_few():
+    answers = Answers()
+    answers.seconds["next"] = list(np.arange(1, 102) / 1e3)
+    row = answers.row("next")
+    assert (row["p50_ms"], row["p99_ms"], row["p999_ms"], row["max_ms"]) == (51, 100, None, 101)
+    assert answers.row("tell") == dict.fromkeys(("p50_ms", "p99_ms", "p999_ms", "max_ms")) | {
+        "answers": 0,
+        "refused": {},
+    }
+
+
+def play(logs: Path) -> list[Choice]:
+    with session(log=logs / "run-1.jsonl") as running:
+        shown = []
+        for _ in range(3):
+            shown.append(running.next())
+            running.tell(shown[-1], betas(shown[-1]))
+            running.wait()
+    return shown
+
+
+def test_the_audit_finds_choices_that_no_log_has(tmp_path):
+    received = [("run-1", choice.trial, choice.image) for choice in play(tmp_path)]
+    whole = {"logs": 1, "choices_logged": 3, "logs_that_replay_otherwise": 0}
+    expected = whole | {"choices_received": 3, "received_but_not_logged": 0}
+    assert audit(tmp_path, received) == expected
+    lost = [("run-2", *received[0][1:]), ("run-1", 9, received[0][2]), ("run-1", 0, "other")]
+    assert audit(tmp_path, received + lost)["received_but_not_logged"] == 3
+
+
+def row(operation: str, **more):
+    times = {"p50_ms": 1.25, "p99_ms": 12.0, "p999_ms": None, "max_ms": 150.0}
+    about = {"operation": operation, "clients": 1, "pace_s": 1.5, "beside": "", "answers": 800}
+    return about | times | {"refused": {"busy": 2}} | more
+
+
+def result() -> dict:
+    predicts = row("predict", pace_s=None)
+    memory = {"start": 900, "middle": 1000, "end": 1001, "most": 1002}
+    return {
+        "model": {"V": 37984, "trunk": "vit", "px": 224, "candidates": 10000},
+        "tr_s": 1.5,
+        "load": [predicts, row("next", late=1)],
+        "soak": {
+            "seconds": 600,
+            "rows": [row("next", late=0), predicts],
+            "rss_mib": memory | {"growth_per_hour_in_second_half": 0.5},
+        },
+        "faults": {
+            "client dies": {"choices": 4, "outstanding": 4},
+            "queue full": {"predict": predicts, "next": row("next"), "asked": 200},
+            "trunk stalls": {
+                "predict": predicts,
+                "next": row("next"),
+                "answered_again_after_s": 0.1,
+            },
+            "server killed": {"next": row("next"), "tell": row("tell")},
+        },
+        "audit": {
+            "logs": 9,
+            "choices_logged": 30,
+            "choices_received": 30,
+            "received_but_not_logged": 0,
+            "logs_that_replay_otherwise": 0,
+        },
+        "machine": {
+            "cpu": "a processor",
+            "cores": 2,
+            "isa": "avx512",
+            "busy_elsewhere": 0.0,
+            "versions": {"torch": "2"},
+        },
+    }
+
+
+def test_the_page_says_which_budget_was_missed(tmp_path, monkeypatch):
+    page, path = tmp_path / "serve.md", tmp_path / "serve.json"
+    path.write_text(json.dumps(result()))
+    page.write_text("before\n<!-- serve: start -->\nformer\n<!-- serve: end -->\nafter\n")
+    monkeypatch.setattr(serve_table, "RESULT", path)
+    monkeypatch.setattr(serve_table, "PAGE", page)
+    serve_table.main()
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "former" not in text
+    assert "| next image of a session | 1 | every 1.5 s | 800 | 1.25 | 12 | - | 150 | 1 |" in text
+    assert "p99 **beyond** the budget of 10 ms" in text
+    assert "p99 within the budget of 200 ms" in text
+    assert "0 of them missing" in text
+
+
+def test_pictures_differ_and_are_smooth():
+    images = pictures(3, 40)
+    assert images.shape == (3, 40, 40, 3)
+    assert len({image.tobytes() for image in images}) == 3
+    steps = np.abs(np.diff(images.astype(int), axis=1))
+    assert steps.mean() < images.std() / 4
+
+
+def test_an_unknown_part_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        serve.main(["--only", "loud", "--out", str(tmp_path / "x.json")])
+    assert "load, soak, faults" in capsys.readouterr().err
