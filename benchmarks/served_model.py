@@ -68,27 +68,38 @@ def make_pool(model: Path, path: Path, size: Size) -> Path:
 
 
 class MadeUpTokens:
-    """Tokens that differ between images and are alike within a category."""
+    """Tokens that differ between images, and are alike within a category: a pattern of each
+    category, and a number of each image for every channel."""
 
     name, precision = "made up", "bf16"  # as the trunk that is served
 
     def __init__(self, engine: Any) -> None:
-        self._like = engine.runtime(np.zeros((1, 3, *engine.card.trunk.size), np.float32))
+        like = engine.runtime(np.zeros((1, 3, *engine.card.trunk.size), np.float32))
+        random = np.random.default_rng(0)
+
+        def patterns(array: Any) -> NDArray[np.float32]:  # [1,C,...] -> [categories,C,...]
+            return random.standard_normal((CATEGORIES, *array.shape[1:]), np.float32)
+
+        self._local, self._global = (
+            tuple(map(patterns, arrays)) for arrays in (like.local, like.global_)
+        )
+        self._layers = like.layers
 
     def __call__(self, pixels: NDArray[np.float32]) -> Tokens:  # [B,3,H,W]
         own = [int.from_bytes(image[:, ::16, ::16].tobytes()[:8], "little") for image in pixels]
-        randoms = [np.random.default_rng(seed) for seed in own]
-        shared = [np.random.default_rng(seed % CATEGORIES) for seed in own]
-
-        def normal(array: Any) -> NDArray[np.float32]:  # [1,...] -> [B,...]
-            pairs = zip(randoms, shared, strict=True)
-            shape = array.shape[1:]
-            drawn = [[each.standard_normal(shape, np.float32) for each in pair] for pair in pairs]
-            return np.stack([mine + ours for mine, ours in drawn])
-
-        like = self._like
-        local = tuple(normal(array) for array in like.local)
-        return Tokens(local, tuple(normal(array) for array in like.global_), like.layers)
+        category = [seed % CATEGORIES for seed in own]
+        L, C = len(self._layers), self._local[0].shape[1]
+        numbers = [
+            np.random.default_rng(seed).standard_normal((2 * L, C), np.float32) for seed in own
+        ]
+        local, global_ = np.split(np.stack(numbers, axis=1), 2)  # [L,B,C] each
+        return Tokens(
+            tuple(
+                p[category] + n[..., None, None] for p, n in zip(self._local, local, strict=True)
+            ),
+            tuple(p[category] + n for p, n in zip(self._global, global_, strict=True)),
+            self._layers,
+        )
 
 
 def pictures(count: int, px: int, seed: int = 0) -> NDArray[np.uint8]:  # [B,px,px,3]
