@@ -15,7 +15,7 @@ from .posterior import Prior
 
 Floats = NDArray[np.float64]
 
-OWN_SHARE = 0.25  # of the model's error that no component tells
+OWN_SHARE = 0.25  # of the model's error that no component tells, where there are any
 GAIN_SD = 0.5  # of the factor between predicted and measured, whose mean is 1
 
 
@@ -46,7 +46,8 @@ class ObjectiveModel:
 
     centre, spread: mean and standard deviation of the score over the pool; reading: from betas to
     the objective's response; adapt: whether nobody gave a ceiling, so that the data must tell the
-    noise
+    noise; own_share: of the model's error, what is each image's own: all where there are no
+    components
     """
 
     name: str
@@ -55,6 +56,7 @@ class ObjectiveModel:
     spread: float
     reading: Reading
     adapt: bool
+    own_share: float = OWN_SHARE
 
     @cached_property
     def noise(self) -> float:
@@ -73,8 +75,8 @@ class ObjectiveModel:
         mean: the score, to float32 rounding. model_share: share of the explainable variance of the
         objective that the model explains, so that its error over the pool has variance
         spread^2 (1 - share) / share. Three quarters of that are linear in the components, the rest
-        is each image's own (`belief.Belief`). The gain is believed to half of
-        itself, the offset to a standard deviation of the score.
+        is each image's own (`belief.Belief`, `own_share`). The gain is believed to half of itself,
+        the offset to a standard deviation of the score.
         """
         d = self.z.shape[1]
         scale = self.spread or 1.0
@@ -83,7 +85,7 @@ class ObjectiveModel:
         error = scale**2 * (1.0 - model_share) / model_share
         variance = np.full(d, (1.0 - OWN_SHARE) * error)
         variance[:2] = scale**2, (GAIN_SD * scale) ** 2
-        own = OWN_SHARE * error
+        own = self.own_share * error
         return Prior(mean, variance, self.noise + own, slice(2, d), self.adapt, own)
 
 

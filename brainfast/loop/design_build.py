@@ -12,7 +12,7 @@ from scipy.linalg import eigh
 
 from ..errors import BrainfastError
 from .candidates import Candidates, check_candidates
-from .design import Design, ObjectiveModel, Reading
+from .design import OWN_SHARE, Design, ObjectiveModel, Reading
 from .measured import Space, vertex_noise
 from .posterior import MAX_COLUMNS
 
@@ -147,7 +147,8 @@ def _model(
     rest = _uncorrelated(coordinates, score)
     z = np.concatenate([np.ones((len(scores), 1)), score[:, None], rest], axis=1)
     z = z.astype(np.float32).astype(np.float64)
-    return ObjectiveModel(name, z, centre, spread, reading, adapt)
+    own_share = OWN_SHARE if rest.shape[1] else 1.0
+    return ObjectiveModel(name, z, centre, spread, reading, adapt, own_share)
 
 
 def _sample(pool: Candidates, ids: tuple[str, ...], F: int, seed: int) -> Floats:
@@ -181,11 +182,15 @@ def _components(
 
 
 def _uncorrelated(coordinates: Floats, score: Floats) -> Floats:
-    """Coordinates [N,k] without their mean and without what `score` [N] tells, scaled together."""
+    """Coordinates [N,k] without their mean and without what `score` [N] tells, scaled together.
+
+    None, [N,0], where the score tells all of them: what is left then is rounding.
+    """
     coordinates = coordinates - coordinates.mean(axis=0)
+    before = float(coordinates.var(axis=0).sum())
     coordinates -= np.outer(score, score @ coordinates / len(score))
     total = float(coordinates.var(axis=0).sum())
-    return coordinates / math.sqrt(total) if total > 0 else coordinates
+    return coordinates / math.sqrt(total) if total > FLATTEST * before else coordinates[:, :0]
 
 
 def _chunks(

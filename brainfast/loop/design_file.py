@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import BrainfastError
 from ..files import hash_arrays, load_tensors, save_tensors
-from .design import Design, ObjectiveModel, Reading
+from .design import OWN_SHARE, Design, ObjectiveModel, Reading
 from .measured import Weighted
 from .pattern import PatternReading
 
@@ -52,10 +52,10 @@ def load_design(path: Path, expected_hash: str) -> Design:
 
 
 def _model(name: str, arrays: Arrays) -> ObjectiveModel:
-    centre, spread, adapt = arrays["about"]
+    centre, spread, adapt, *own_share = arrays["about"].tolist()
     reading = _reading(arrays)
     z = arrays["z"].astype(np.float64)
-    return ObjectiveModel(name, z, float(centre), float(spread), reading, bool(adapt))
+    return ObjectiveModel(name, z, centre, spread, reading, bool(adapt), *own_share)
 
 
 def _arrays(design: Design) -> Arrays:
@@ -64,7 +64,10 @@ def _arrays(design: Design) -> Arrays:
     kept = {"codes": design.codes, "places": design.places}
     arrays |= {name: array for name, array in kept.items() if array is not None}
     for index, model in enumerate(design.models):
-        about = np.array([model.centre, model.spread, model.adapt], dtype=np.float64)
+        numbers = [model.centre, model.spread, model.adapt]
+        if model.own_share != OWN_SHARE:  # older files hold none, and mean this one
+            numbers.append(model.own_share)
+        about = np.array(numbers, dtype=np.float64)
         z = model.z.astype(np.float32)  # exact: it was float32 before
         own: Arrays = {"z": z, "about": about}
         own |= _reading_arrays(model.reading)

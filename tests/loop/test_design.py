@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from brainfast.errors import BrainfastError
+from brainfast.files import load_tensors
 from brainfast.loop import ArrayCandidates, FoldedObjective, design_build
 from brainfast.loop.design import ObjectiveModel
 from brainfast.loop.design_build import build_design
@@ -67,6 +68,30 @@ def test_components_of_a_sample_serve_the_whole_pool(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("components", [0, 3])
 def test_fewer_components(components: int) -> None:
     assert built(components=components).z.shape == (N, 2 + components)
+
+
+def test_a_pool_of_the_score_alone_has_no_components() -> None:
+    """What rounding leaves is none, so that all of the model's error is each image's own."""
+    scores = (features() @ objective().template)[:, None].astype(np.float32)
+    goal = replace(objective(), template=np.full(1, 0.7, np.float32))
+    model = build_design(ArrayCandidates(scores, pool().ids), [goal]).models[0]
+    assert model.z.shape == (N, 2)
+    prior = model.prior(0.2)
+    assert prior.own == pytest.approx(4 * model.spread**2)
+    assert prior.noise == pytest.approx(model.noise + prior.own)
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_the_file_keeps_the_share_of_own_error(tmp_path: Path, share: float) -> None:
+    """So that a log from before it was all of the error without components replays."""
+    design = build_design(pool(), [objective()], components=0)
+    assert design.models[0].own_share == 1.0
+    design = replace(design, models=(replace(design.models[0], own_share=share),))
+    save_design(design, tmp_path / "d")
+    about = load_tensors(tmp_path / "d")["0.about"]
+    assert len(about) == (3 if share == 0.25 else 4)
+    model = load_design(tmp_path / "d", design_hash(design)).models[0]
+    assert model.prior(0.5).own == pytest.approx(share * model.spread**2)
 
 
 def test_one_candidate_and_equal_candidates() -> None:
