@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ..errors import BrainfastError
 from ..pool_fill import unflatten
 from ..target_pattern import PatternScore
-from .measured import LEAST_SHARE, NOISE_CORRELATION, Measurement, noise_variance
+from .design_build import CHUNK_NUMBERS
+from .measured import LEAST_SHARE, NOISE_CORRELATION, Measurement
 
 Floats = NDArray[np.float64]
 
@@ -100,8 +101,12 @@ class FoldedPattern:
 
     def scores(self, features: Floats) -> Floats:  # [n,F] -> [n]
         """What the model expects of candidates: the pattern's score of its prediction."""
-        aligned = unflatten(self.head, features.astype(np.float32))
-        return self.score.score(aligned)[:, 0].astype(np.float64)
+        found = np.empty(len(features))
+        for start in range(0, len(features), self._at_once):
+            rows = slice(start, start + self._at_once)
+            aligned = unflatten(self.head, features[rows].astype(np.float32))
+            found[rows] = self.score.score(aligned)[:, 0]
+        return found
 
     def reading(
         self,
@@ -109,14 +114,23 @@ class FoldedPattern:
         noise: Floats,  # [V]
         model_share: float,
     ) -> PatternReading:
-        """With the lengths and distances that the model's predictions of some candidates have."""
-        aligned = unflatten(self.head, sample.astype(np.float32))
+        """With the lengths and distances that the model's predictions of some candidates have.
+
+        Of a sample whose predictions are too many to be held, some are left out, evenly.
+        """
+        some = sample[:: -(-len(sample) // self._at_once)]
+        aligned = unflatten(self.head, some.astype(np.float32))
         predicted = self.head.readout(aligned).astype(np.float64)  # [n, known vertices]
         known = np.isfinite(self.target)
         target, part = self.target[known], noise[known]
         numbers = _correlation_numbers if self.correlates else _error_numbers
         gain, slope, floor = numbers(predicted, target, part, model_share)
         return PatternReading(self.target, noise, self.correlates, gain, slope, floor)
+
+    @property
+    def _at_once(self) -> int:
+        """Candidates whose responses at the known vertices are held at a time."""
+        return max(1, CHUNK_NUMBERS // int(np.isfinite(self.target).sum()))
 
 
 def _correlation_numbers(
@@ -135,12 +149,11 @@ def _correlation_numbers(
             got=f"the same at all {len(target)} for every candidate",
             remedy="choose other vertices",
         )
-    sd = np.sqrt(noise)
-    whole = (1 - NOISE_CORRELATION) * noise.sum() + NOISE_CORRELATION * sd.sum() ** 2  # 1^T S 1
-    lost = float(noise.sum() - whole / len(noise))
+    whole = float(_variance_along(np.ones(len(noise)), noise))  # 1^T S 1
+    lost = float(noise.sum()) - whole / len(noise)
     unit = target - target.mean()
     unit /= np.linalg.norm(unit)
-    return float(np.sqrt(1 + lost / length)), 0.0, noise_variance(unit, noise) / length
+    return float(np.sqrt(1 + lost / length)), 0.0, float(_variance_along(unit, noise)) / length
 
 
 def _error_numbers(
@@ -151,11 +164,21 @@ def _error_numbers(
 ) -> tuple[float, float, float]:
     """gain, slope and floor of a squared error."""
     gaps, n, c = predicted - target, len(target), NOISE_CORRELATION
-    along = float(np.mean([noise_variance(gap, noise) for gap in gaps]))
+    along = float(_variance_along(gaps, noise).mean())
     square = float(np.square(gaps).mean())
     slope = 4 * along / (n**2 * square) if square > 0 else 0.0
     squares = (1 - c**2) * float(np.square(noise).sum()) + c**2 * float(noise.sum()) ** 2  # tr S^2
     return 1.0, slope, 2 * squares / n**2
+
+
+def _variance_along(
+    weights: Floats,  # [...,v]
+    noise: Floats,  # [v]
+) -> Floats:  # [...]
+    """w^T S w = (1 - c) sum (w s)^2 + c (sum w s)^2: all vertices share a part of their noise."""
+    own = np.einsum("...v,...v,v->...", weights, weights, noise)
+    common = np.einsum("...v,v->...", weights, np.sqrt(noise))
+    return np.asarray((1 - NOISE_CORRELATION) * own + NOISE_CORRELATION * common**2)
 
 
 def _correlation(given: Floats, target: Floats) -> float:  # [n], [n]

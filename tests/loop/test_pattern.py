@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ import pytest
 
 from brainfast import Pool, Session
 from brainfast.errors import BrainfastError
-from brainfast.loop import ArrayCandidates, replay
+from brainfast.loop import ArrayCandidates, pattern, replay
 from brainfast.loop.folding import fold_pattern
-from brainfast.loop.pattern import PatternReading
-from brainfast.pool_build import flat_template, unflatten
+from brainfast.loop.pattern import FoldedPattern, PatternReading
+from brainfast.pool_fill import flat_template, unflatten
 from brainfast.target_pattern import TargetPattern
 from loop_world import edited
 
@@ -49,12 +50,14 @@ def world(engine: Any, seed: int = 0) -> tuple[ArrayCandidates, np.ndarray]:
     return ArrayCandidates(values, [f"{n:02d}" for n in range(N)]), predicted.astype(np.float64)
 
 
-def noises(count: int, correlation: float, seed: int = 0) -> np.ndarray:
+def noises(
+    count: int, correlation: float, seed: int = 0, ceiling: np.ndarray = CEILING
+) -> np.ndarray:
     """Noise [count,V] of the ceilings' size, of one correlation between all vertices."""
     random = np.random.default_rng(seed)
-    common, own = random.standard_normal((count, 1)), random.standard_normal((count, V))
+    common, own = random.standard_normal((count, 1)), random.standard_normal((count, len(ceiling)))
     mixed = np.sqrt(correlation) * common + np.sqrt(1 - correlation) * own
-    return (np.sqrt(1 - CEILING) * mixed).astype(np.float32)
+    return (np.sqrt(1 - ceiling) * mixed).astype(np.float32)
 
 
 def reading(engine: Any, kind: Any, share: float = 0.999) -> PatternReading:
@@ -95,15 +98,13 @@ def test_squared_error_with_missing_vertices_is_unbiased_over_those_there(make_e
 
 
 def test_variance_of_a_squared_error_is_that_of_its_trials(make_engine: Any) -> None:
-    """On average, of noise that the vertices on one side of the target share."""
+    """On average, of noise that all vertices share."""
     engine = make_engine("blobgpt")
     _, predicted = world(engine)
     of, gaps = reading(engine, "squared error"), predicted - np.nan_to_num(target())
     expected, found, known = [], [], np.isfinite(target())
-    for row in range(0, N, 3):
-        above, below = (noises(1500, 0.2, 2 * row + side) for side in (0, 1))
-        betas = predicted[row] + np.where(gaps[row] > 0, above, below)
-        found.append(responses(of, betas).var())
+    for row in range(N):
+        found.append(responses(of, predicted[row] + noises(500, 0.2, row)).var())
         expected.append(of.variance_of(np.array([-np.mean(np.square(gaps[row][known]))]))[0])
     assert np.mean(expected) == pytest.approx(np.mean(found), rel=0.1)
     assert np.corrcoef(expected, found)[0, 1] > 0.5
@@ -111,6 +112,46 @@ def test_variance_of_a_squared_error_is_that_of_its_trials(make_engine: Any) -> 
     near[~np.isfinite(near)] = 0.0
     least = responses(of, near + noises(20_000, 0.2)).var()
     assert of.variance_of(np.zeros(1))[0] == pytest.approx(least, rel=0.05)
+
+
+@pytest.mark.parametrize("correlates", [False, True])
+def test_variance_does_not_grow_with_the_vertices(correlates: bool) -> None:
+    """Of 500 vertices too, noise that all share is lost where the weights add up to little."""
+    random = np.random.default_rng(4)
+    ceiling, goal = random.uniform(0.1, 0.5, 500), random.standard_normal(500)
+    predicted = random.standard_normal((40, 500))
+    head = SimpleNamespace(readout=lambda latent: latent.values)
+    folded = FoldedPattern("wide", goal, correlates, head, None, 500)  # type: ignore[arg-type]
+    of = folded.reading(predicted, 1 - ceiling, 0.9999)
+    found = [
+        responses(of, true + noises(150, 0.2, row, ceiling)).var()
+        for row, true in enumerate(predicted)
+    ]
+    scores = -np.square(predicted - goal).mean(axis=1)
+    assert of.variance_of(scores).mean() == pytest.approx(np.mean(found), rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["correlation", "squared error"])
+def test_few_responses_are_held_at_a_time(
+    make_engine: Any, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine("factortopy")
+    made, _ = world(engine)
+    folded = fold_pattern(TargetPattern(target(), kind), engine)
+    whole, held, head = folded.scores(made.values), list[int](), type(folded.head)
+    right = head.readout
+
+    def readout(self: Any, aligned: Any) -> Any:
+        response = right(self, aligned)
+        held.append(response.size)
+        return response
+
+    monkeypatch.setattr(head, "readout", readout)
+    monkeypatch.setattr(pattern, "CHUNK_NUMBERS", 200)
+    np.testing.assert_allclose(folded.scores(made.values), whole, rtol=1e-5, atol=1e-6)
+    assert len(held) == -(-N // (200 // 27))
+    folded.reading(made.values.astype(np.float64), 1 - CEILING, 0.5)
+    assert max(held) <= 200
 
 
 def test_a_correlation_is_freed_of_what_noise_takes(make_engine: Any) -> None:
