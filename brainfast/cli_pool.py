@@ -89,6 +89,7 @@ def info(pool: PoolFolder, as_json: Json = False) -> None:
     from .pool_build import finish_swap
     from .pool_file import describe, read_index, read_items
 
+    pool = pool.resolve()
     finish_swap(pool)
     index = read_index(pool)
     items = read_items(pool, index.items)

@@ -108,7 +108,8 @@ class Pool:
         Errors: BrainfastError for a stale pool, too little space, an unreadable image.
         """
         _check_dtype(dtype)
-        check_place(Path(path))
+        path = Path(path).resolve()
+        check_place(path)
         sources = read_source(source, categories)
         projection = Projection(engine, project)
         items = list_items(sources, progress)
@@ -116,14 +117,14 @@ class Pool:
         if progress:
             tqdm.write(describe(index))
         filling = Filling(projection, sources, batch_size, skip_unreadable)
-        build(Path(path), index, items, filling, progress)
+        build(path, index, items, filling, progress)
         return cls.open(path, engine)
 
     @classmethod
     def open(cls, path: str | Path, engine: Engine | None = None) -> Pool:
         """Map a finished pool; with an engine, which must be the one it was built with, it takes
         objectives, without one templates alone."""
-        path = Path(path)
+        path = Path(path).resolve()  # a pool grows beside itself, not beside a link to it
         finish_swap(path)
         index = read_index(path)
         items = read_items(path, index.items)
@@ -297,7 +298,7 @@ class Pool:
             projection = Projection(engine, basis)
             index = make_index(projection, items, self.index.key.dtype)
             index = index.model_copy(update={"basis": self.index.basis})
-            check_adding(self.path, index)
+            check_adding(self.path, index, items)
             if progress:
                 tqdm.write(describe(index))
             filling = Filling(projection, sources, batch_size, skip_unreadable, self.rows, kept)

@@ -118,7 +118,7 @@ def _begin(folder: Path, empty: Index, items: Items, projection: Projection) -> 
         if (index.items, index.features) != (empty.items, empty.features):
             raise damaged(folder / INDEX_FILE)
         if data.is_file() or (partial.is_file() and partial.stat().st_size == place.size):
-            _rename_items(folder, items)
+            _rename_items(folder, items, index.done)
             return index
         (folder / INDEX_FILE).unlink()  # it tells of rows that are lost
     elif data.exists():
@@ -142,10 +142,15 @@ def _with_images_mended(folder: Path, index: Index, empty: Index, items: Items) 
     return index.model_copy(update={"key": key})
 
 
-def _rename_items(folder: Path, items: Items) -> None:
-    """The same images may bear other names and categories by now; what was removed stays so."""
+def _rename_items(folder: Path, items: Items, done: int) -> None:
+    """The same images may bear other names and categories by now; what was removed stays so.
+
+    But for rows that are still to come, which a kill may have left unreadable and not counted: it
+    is told anew whether they can be read.
+    """
     old = read_items(folder, len(items.names))
-    new = items.model_copy(update={"removed": old.removed})
+    removed = tuple(row for row in old.removed if row < done)
+    new = items.model_copy(update={"removed": removed})
     if new != old:
         write_items(folder, new)
 
@@ -222,15 +227,16 @@ def unchanged(folder: Path, index: Index, items: Items) -> Iterator[Items]:
 
 def adding_folder(path: Path) -> Path:
     """Where a pool with further candidates grows."""
-    return path.with_name(f"{path.name}.adding")
+    return path.parent / f"{path.name}.adding"
 
 
-def check_adding(path: Path, index: Index) -> None:
+def check_adding(path: Path, index: Index, items: Items) -> None:
     """Refuse to go on with an interrupted `add` of other candidates."""
     adding = adding_folder(path)
     if (adding / INDEX_FILE).is_file():
+        found = _with_images_mended(adding, read_index(adding), index, items)
         remedy = f"delete {adding} to give up the addition that was interrupted"
-        check_key(adding, read_index(adding), dict(index.key), remedy)
+        check_key(adding, found, dict(index.key), remedy)
 
 
 def swap_added(path: Path) -> None:
@@ -269,4 +275,4 @@ def finish_swap(path: Path) -> None:
 
 def _replaced_folder(path: Path) -> Path:
     """A name that no user's own copy of a pool bears: what lies there may be deleted."""
-    return path.with_name(f".{path.name}.replaced")
+    return path.parent / f".{path.name}.replaced"

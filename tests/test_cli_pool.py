@@ -40,8 +40,10 @@ def test_build_tells_the_size_before_it_starts(command, candidates, tmp_path):
     assert "13 candidates, 2 objectives in int8, 0.0 MB" in done.output
 
 
-def test_info(command, pool):
+def test_info(command, pool, monkeypatch):
     assert "13 candidates, 7 features in bf16" in command("pool", "info", pool).output
+    monkeypatch.chdir(pool)
+    assert "13 candidates, 7 features in bf16" in command("pool", "info", ".").output
     about = json.loads(command("pool", "info", pool, "--json").output)
     assert (about["candidates"], about["categories"], about["key"]["trunk"]) == (13, 3, "toy")
 

@@ -121,6 +121,59 @@ def test_an_interrupted_add_of_other_images_tells_what_to_delete(
     assert len(pool.add(tmp_path / "others")) == 16
 
 
+def test_an_interrupted_add_goes_on_once_its_image_is_mended(
+    pool: Pool, engine: Any, tmp_path: Path
+) -> None:
+    more = images(tmp_path / "more", 6)
+    broken = more / "new-5.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:45])
+    with pytest.raises(BrainfastError, match="replace it"):
+        pool.add(more, batch_size=4)
+    broken.write_bytes(whole)
+    batches = engine.batches
+    grown = pool.add(more, batch_size=4)
+    assert engine.batches == batches + 1, "what was computed is kept"
+    assert len(grown) == 19
+    assert grown.verify() == []
+
+
+def test_a_row_that_a_kill_left_unreadable_is_read_again(
+    engine: Any, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list of candidates is written before the index that counts them."""
+    broken = sorted(candidates.rglob("*.png"))[9]
+    whole, right = broken.read_bytes(), pool_build._write_index
+    broken.write_bytes(whole[:60])
+
+    def write(folder: Path, index: Any) -> None:
+        if index.done > 8:
+            raise KeyboardInterrupt
+        right(folder, index)
+
+    monkeypatch.setattr(pool_build, "_write_index", write)
+    options: Any = {"path": tmp_path / "p", "batch_size": 4}
+    with pytest.raises(KeyboardInterrupt):
+        Pool.build(engine, candidates, skip_unreadable=True, **options)
+    monkeypatch.undo()
+    broken.write_bytes(whole)
+    assert len(Pool.build(engine, candidates, **options)) == 13
+
+
+def test_a_pool_grows_behind_a_link_and_opens_from_inside(
+    pool: Pool, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "links" / "link"
+    link.parent.mkdir()
+    link.symlink_to(pool.path)
+    grown = Pool.open(link, engine).add(images(tmp_path / "more", 1))
+    assert link.is_symlink()
+    assert list(link.parent.iterdir()) == [link]
+    assert grown.path == pool.path
+    monkeypatch.chdir(link)
+    assert len(Pool.open(".")) == 14
+
+
 @pytest.mark.parametrize("moment", [1, 2])
 def test_a_kill_during_the_swap_leaves_no_old_folder(
     pool: Pool, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
