@@ -199,13 +199,13 @@ def _world(
 def _lines(run: Rehearsed) -> list[str]:
     about = run.summary()
     late = f"{100 * about['late_share']:.1f} % late" if run.paced else "lateness not paced"
+    model, random = about["mean_regret_of_model_alone"], about["mean_regret_of_random"]
+    others = "" if model is None else f"; model alone {model:.3f}, random {random:.3f}"
     lines = [
         f"{about['objective']}, {about['strategy']}: {about['trials']} trials,"
         f" {about['lost_trials']} lost to dropped volumes,"
         f" {late} (deadline {about['deadline_ms']:g} ms)",
-        f"mean regret {about['mean_regret']:.3f} z against the best image left;"
-        f" model alone {about['mean_regret_of_model_alone']:.3f},"
-        f" random {about['mean_regret_of_random']:.3f}",
+        f"mean regret {about['mean_regret']:.3f} z against the best image left{others}",
     ]
     for name, times in about["stages_ms"].items():
         lines.append(f"{name:7} p50 {times['p50']:8.3f} ms   p99 {times['p99']:8.3f} ms")

@@ -84,13 +84,13 @@ def _draw_trials(ax: Axes, run: Rehearsed) -> None:
 
 def _draw_regret(ax: Axes, run: Rehearsed) -> None:
     number = np.arange(1, len(run.played) + 1)
-    random = np.cumsum(run.random_regret, axis=1) / number
-    ax.plot(number, random.T, color=PALE, lw=0.6, alpha=0.7)
-    curves = (
-        (random.mean(axis=0), FAINT, f"random ({len(random)} seeds)"),
-        (np.cumsum(run.model_regret) / number, INK, "model alone"),
-        (np.cumsum(run.regret) / number, ACCENT, f"session, {run.strategy}"),
-    )
+    curves = [(np.cumsum(run.regret) / number, ACCENT, f"session, {run.strategy}")]
+    if run.model_regret is not None:
+        curves.insert(0, (np.cumsum(run.model_regret) / number, INK, "model alone"))
+    if run.random_regret is not None:
+        random = np.cumsum(run.random_regret, axis=1) / number
+        ax.plot(number, random.T, color=PALE, lw=0.6, alpha=0.7)
+        curves.insert(0, (random.mean(axis=0), FAINT, f"random ({len(random)} seeds)"))
     for values, colour, label in curves:
         ax.plot(number, values, color=colour, lw=2.0, label=label)
     ax.set(xlim=(1, max(len(number), 2)), xlabel="trial", ylabel="mean regret so far (z)")

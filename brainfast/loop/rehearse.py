@@ -104,16 +104,17 @@ class Played:
 class Rehearsed:
     """What happened. random_regret [runs,trials]: of choosing at random, other seeds.
 
-    model_regret [trials]: of the model as it was before the first measurement; paced: whether
-    trials came at a real pace, without which nothing can be late
+    model_regret [trials]: of the model as it was before the first measurement. Both are None where
+    a constraint or a rest between repeats kept the session from images that these would show.
+    paced: whether trials came at a real pace, without which nothing can be late
     """
 
     objective: str
     strategy: str
     deadline_ms: float
     played: tuple[Played, ...]
-    random_regret: Floats
-    model_regret: Floats
+    random_regret: Floats | None
+    model_regret: Floats | None
     stages: Mapping[str, Sequence[float]]
     paced: bool
 
@@ -148,8 +149,8 @@ class Rehearsed:
             "late_share": self._late(),
             "deadline_ms": self.deadline_ms,
             "mean_regret": float(self.regret.mean()),
-            "mean_regret_of_model_alone": float(self.model_regret.mean()),
-            "mean_regret_of_random": float(self.random_regret.mean()),
+            "mean_regret_of_model_alone": _mean(self.model_regret),
+            "mean_regret_of_random": _mean(self.random_regret),
             "stages_ms": percentiles,
         }
 
@@ -256,35 +257,45 @@ class _Run:
         self._played[trial] = replace(played, measured=measured)
 
     def result(self, seed: int, paced: bool) -> Rehearsed:
-        """All of it, and what others would have done."""
-        options, T = self._session.options, len(self._played)
-        world = self._subject.world
-        every = np.repeat(np.argsort(-self._subject.predicted, kind="stable"), options.repeats)
-        random = np.random.default_rng([seed, 5])
-        runs = [random.permutation(every)[:T] for _ in range(RANDOM_RUNS)]
+        """All of it, and what others would have done where they could have done it."""
+        options, random, model = self._session.options, None, None
+        bound = options.balance or options.min_distance or options.exclude
+        if not bound and options.repeats == 1:
+            random, model = self._others(seed)
         return Rehearsed(
-            objective=world.objective.name,
+            objective=self._subject.world.objective.name,
             strategy=options.strategy,
             deadline_ms=self._session.deadline_ms,
             played=tuple(self._played),
-            random_regret=np.stack([regrets(self._true, run, options.repeats) for run in runs]),
-            model_regret=regrets(self._true, every[:T], options.repeats),
+            random_regret=random,
+            model_regret=model,
             stages=self._session.stages(),
             paced=paced,
         )
 
+    def _others(self, seed: int) -> tuple[Floats, Floats]:
+        """Regret of choosing at random [runs,trials], and of the model alone [trials]."""
+        T, random = len(self._played), np.random.default_rng([seed, 5])
+        every = np.argsort(-self._subject.predicted, kind="stable")
+        runs = [random.permutation(every)[:T] for _ in range(RANDOM_RUNS)]
+        return np.stack([regrets(self._true, run) for run in runs]), regrets(self._true, every[:T])
 
-def regrets(true: Floats, rows: NDArray[np.int64], repeats: int) -> Floats:  # [N], [T] -> [T]
+
+def regrets(true: Floats, rows: NDArray[np.int64]) -> Floats:  # [N], [T] -> [T]
     """Regret of showing `rows` one after another, each against the best that was then left."""
-    left = np.full(len(true), repeats)
+    left = np.ones(len(true), dtype=bool)
     order, first = np.argsort(-true, kind="stable"), 0
     lost = np.empty(len(rows))
     for trial, row in enumerate(rows):
-        while left[order[first]] == 0:
+        while not left[order[first]]:
             first += 1
         lost[trial] = true[order[first]] - true[row]
-        left[row] -= 1
+        left[row] = False
     return lost
+
+
+def _mean(regret: Floats | None) -> float | None:
+    return None if regret is None else float(regret.mean())
 
 
 def _milliseconds(seconds: Sequence[float]) -> tuple[float, float]:

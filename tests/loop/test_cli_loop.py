@@ -36,7 +36,7 @@ def test_demo_prints_regret_and_times_and_writes_what_is_asked(tmp_path: Path) -
     run = brainfast(*DEMO, "--log", log, "--out", out)
     assert run.exit_code == 0, run.output
     assert "8 trials" in run.stdout
-    assert "mean regret" in run.stdout
+    assert re.search(r"mean regret .*; model alone \d.*, random \d", run.stdout)
     assert "lateness not paced" in run.stdout
     assert out.stat().st_size > 10_000
     again = brainfast("replay", log)
@@ -57,6 +57,8 @@ def test_a_model_is_rehearsed_with_its_pool(
     run = brainfast("rehearse", "model", "--pool", tmp_path / "p", "--objective", "FFA", *told)
     assert run.exit_code == 0, run.output
     assert "FFA, greedy: 9 trials" in run.stdout
+    assert "mean regret" in run.stdout
+    assert "model alone" not in run.stdout, "it would not be balanced"
     header, first, *_ = read_log(log).events
     assert header["V"] == len(engine.space.roi("FFA"))
     assert (header["candidates"], header["options"]["balance"]) == (13, True)

@@ -111,8 +111,8 @@ def test_betas_arrive_with_their_last_volume() -> None:
 
 def test_regrets_by_hand() -> None:
     true = np.array([3.0, 1.0, 2.0])
-    np.testing.assert_allclose(regrets(true, np.array([1, 0, 2]), 1), [2.0, 0.0, 0.0])
-    np.testing.assert_allclose(regrets(true, np.array([0, 0, 1]), 2), [0.0, 0.0, 1.0])
+    np.testing.assert_allclose(regrets(true, np.array([1, 0, 2])), [2.0, 0.0, 0.0])
+    np.testing.assert_allclose(regrets(true, np.array([0, 1, 2])), [0.0, 1.0, 0.0])
 
 
 def test_a_session_beats_chance_and_is_reproducible(world: World) -> None:
@@ -125,6 +125,17 @@ def test_a_session_beats_chance_and_is_reproducible(world: World) -> None:
     assert not waiting
 
 
+@pytest.mark.parametrize("bound", ["exclude", "min_distance", "repeats"])
+def test_nobody_is_compared_who_is_free_of_what_binds_the_session(world: World, bound: str) -> None:
+    options = {"exclude": world.pool.ids[:1], "min_distance": 0.1, "repeats": 2}
+    found = run(world, Schedule(trials=3), **{bound: options[bound]})
+    about = found.summary()
+    assert about["mean_regret_of_model_alone"] is about["mean_regret_of_random"] is None
+    legend = plot(found).axes[1].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["session, greedy"]
+
+
 def test_learning_pays_where_the_model_is_wrong() -> None:
     """Over several subjects, so that one lucky run proves nothing."""
     gains = []
@@ -133,6 +144,7 @@ def test_learning_pays_where_the_model_is_wrong() -> None:
         subject = SimulatedSubject(world, model_error=1.5, seed=seed)
         with Session(world.pool, world.objective, ceiling=world.ceiling) as session:
             found = rehearse(session, subject, Schedule(trials=60), speed=math.inf, seed=seed)
+        assert found.model_regret is not None
         gains.append(found.model_regret.mean() - found.regret.mean())
     assert np.mean(gains) > 0.1
 
