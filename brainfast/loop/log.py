@@ -175,37 +175,50 @@ def sealed(event: Mapping[str, Any], before: str) -> tuple[bytes, str]:
     return body[:-1] + _SEAL_BEFORE + seal.encode() + _SEAL_AFTER, seal
 
 
-def read_log(path: str | Path) -> LogFile:
-    """Read a log, whatever became of its writer.
+def read_log(path: str | Path, *, betas: bool = True) -> LogFile:
+    """Read a log line by line, whatever became of its writer.
 
     A last line without its end was torn and is left out. Any other line that is not as it was
     written, one that is missing, and a clock that runs backwards are a BrainfastError with the
-    number of the line.
+    number of the line. betas: whether the events keep those that were told, which are most of a
+    log, and which only a replay looks at
     """
     path = Path(path)
-    size = file_size(path)
-    if size > MAX_LOG_BYTES:
-        raise BrainfastError(str(path), expected=f"at most {MAX_LOG_BYTES} bytes", got=f"{size}")
-    data = path.read_bytes()
-    whole, _, torn = data.rpartition(b"\n")
-    if not whole:
-        raise BrainfastError(
-            str(path),
-            expected="a session's log",
-            got=f"{len(data)} bytes and no whole line",
-            remedy="nothing was chosen yet: delete it and start again",
-        )
+    _check_size(path)
     events: list[dict[str, Any]] = []
-    seal, moment = "", -math.inf
-    for number, line in enumerate(whole.split(b"\n"), start=1):
-        event, seal = _opened(path, number, line + b"\n", seal)
-        if number == 1:
-            _check_header(path, event)
-        if event.get("event") in ("session", "resumed"):
-            moment = -math.inf  # the monotonic clock starts anew with the machine
-        moment = _later(path, number, event, moment)
-        events.append(event)
-    return LogFile(path, tuple(events), len(whole) + 1, len(torn), seal)
+    size, torn, seal, moment = 0, 0, "", -math.inf
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                torn = len(line)
+                break
+            event, seal = _opened(path, number, line, seal)
+            if number == 1:
+                _check_header(path, event)
+            if event.get("event") in ("session", "resumed"):
+                moment = -math.inf  # the monotonic clock starts anew with the machine
+            moment = _later(path, number, event, moment)
+            if not betas:
+                event.pop("measured", None)
+            events.append(event)
+            size += len(line)
+    if not events:
+        raise _no_line(path, torn)
+    return LogFile(path, tuple(events), size, torn, seal)
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The first line of a log, which alone is read; it is refused as `read_log` does."""
+    path = Path(path)
+    _check_size(path)
+    with path.open("rb") as file:
+        line = file.readline()
+    if not line.endswith(b"\n"):
+        raise _no_line(path, len(line))
+    event, _ = _opened(path, 1, line, "")
+    _check_header(path, event)
+    _later(path, 1, event, -math.inf)
+    return event
 
 
 def encode_betas(betas: NDArray[np.float32]) -> str:  # [V]
@@ -225,6 +238,21 @@ def line_error(path: Path, number: int, *, expected: str, got: str) -> Brainfast
         expected=expected,
         got=got,
         remedy="the log was edited or damaged: take a copy of it",
+    )
+
+
+def _check_size(path: Path) -> None:
+    size = file_size(path)
+    if size > MAX_LOG_BYTES:
+        raise BrainfastError(str(path), expected=f"at most {MAX_LOG_BYTES} bytes", got=f"{size}")
+
+
+def _no_line(path: Path, size: int) -> BrainfastError:
+    return BrainfastError(
+        str(path),
+        expected="a session's log",
+        got=f"{size} bytes and no whole line",
+        remedy="nothing was chosen yet: delete it and start again",
     )
 
 

@@ -69,7 +69,7 @@ def replay(log: str | Path, pool: Any = None) -> Replayed:
     file = read_log(log)
     difference = None
     progress, _ = _opened(file, pool)
-    rankings = _Rankings(progress)
+    rankings = _Rankings(progress, file)
     for number, event in _events(file):
         found = _differences(progress, rankings, event, file.path, number)
         difference = next((Difference(number, *parts) for parts in found), None)
@@ -77,7 +77,7 @@ def replay(log: str | Path, pool: Any = None) -> Replayed:
             break
         _apply(progress, event, file.path, number)
         progress.catch_up()
-        rankings.note()
+        rankings.note(number)
     kinds = [event["event"] for event in file.events]
     return Replayed(
         choices=kinds.count("choice"),
@@ -219,19 +219,28 @@ def _measured(
 
 
 class _Rankings:
-    """The rankings that were possible so far, each computed when a choice asks for it."""
+    """The rankings that choices name, each computed when one asks for it.
 
-    def __init__(self, progress: Progress) -> None:
+    Of the versions, only the trials of those are kept that a choice to come names.
+    """
+
+    def __init__(self, progress: Progress, file: LogFile) -> None:
         self._progress = progress
+        choices = [pair for pair in _events(file) if pair[1]["event"] == "choice"]
+        self._last_use = {event.get("version"): number for number, event in choices}  # the line
         share = progress.options.model_share
         self._priors = [model.prior(share) for model in progress.design.models]
         self._trials: dict[int, tuple[Trial, ...]] = {}
         self._last: dict[int, Ranking] = {}  # of each objective
-        self.note()
+        self.note(1)
 
-    def note(self) -> None:
-        """Keep the trials of the present version."""
-        self._trials.setdefault(self._progress.version, tuple(self._progress.trials))
+    def note(self, number: int) -> None:
+        """After a line: keep the trials of the present version, and let go of those not needed."""
+        for version in [one for one in self._trials if self._last_use[one] <= number]:
+            del self._trials[version]
+        version = self._progress.version
+        if version not in self._trials and self._last_use.get(version, 0) > number:
+            self._trials[version] = tuple(self._progress.trials)
 
     def at(self, version: int | None, objective: int, path: Path, number: int) -> Ranking | None:
         """An objective's ranking of an earlier version or the present one."""
@@ -239,7 +248,10 @@ class _Rankings:
             return None
         if version not in self._trials:
             raise line_error(
-                path, number, expected=f"a version up to {max(self._trials)}", got=f"{version}"
+                path,
+                number,
+                expected=f"a version up to {self._progress.version}",
+                got=f"{version}",
             )
         last = self._last.get(objective)
         if last is None or last.version != version:

@@ -116,7 +116,7 @@ class Session:
         pool: checked against the log where it is given; the log has all that is needed.
         `outstanding` gives the choices that still wait for their answer, `dropped_bytes` the torn.
         """
-        file = read_log(log)
+        file = read_log(log, betas=False)
         restored = restore(file, pool)
         session = cls.__new__(cls)
         session._start(restored.progress, restored.deadline_ms, clock or SystemClock())

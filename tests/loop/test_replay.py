@@ -17,7 +17,8 @@ import pytest
 from brainfast.errors import BrainfastError
 from brainfast.loop import Session, read_log, replay
 from brainfast.loop.design_file import design_path
-from brainfast.loop.log import LogWriter, decode_betas, encode_betas
+from brainfast.loop.log import LogWriter, decode_betas, encode_betas, read_header
+from brainfast.loop.replay import _Rankings
 from loop_world import TestClock, V, betas, edited, play, pool, session
 
 STRATEGIES = ["greedy", "ucb", "thompson", "explore", "random"]
@@ -176,6 +177,52 @@ def test_one_flipped_byte_anywhere_is_found(tmp_path: Path) -> None:
         line = data[:place].count(b"\n") + 1
         with pytest.raises(BrainfastError, match=f"line {line}:"):
             read_log(other)
+
+
+def test_betas_may_be_left_out_once_they_were_checked(tmp_path: Path) -> None:
+    log = played(tmp_path / "s.jsonl")
+    whole, bare = read_log(log), read_log(log, betas=False)
+    for event, kept in zip(whole.events, bare.events, strict=True):
+        assert ("measured" in event) == (event["event"] == "tell")
+        assert kept == {name: value for name, value in event.items() if name != "measured"}
+    assert (bare.size, bare.torn, bare.seal) == (whole.size, whole.torn, whole.seal)
+    data = bytearray(log.read_bytes())
+    data[data.index(b'"measured":"') + 15] ^= 1
+    log.write_bytes(data)
+    with pytest.raises(BrainfastError, match="as it was written"):
+        read_log(log, betas=False)
+
+
+def test_the_header_alone_is_read_and_refused_as_a_log_is(tmp_path: Path) -> None:
+    log = played(tmp_path / "s.jsonl")
+    data, header = log.read_bytes(), read_log(log).header
+    end = data.index(b"\n") + 1
+    log.write_bytes(data[:end] + b"never looked at\n")
+    assert read_header(log) == header
+    for wrong in (b"", data[: end - 1], data[:9] + b"?" + data[10:end], data[end:]):
+        log.write_bytes(wrong)
+        told = []
+        for read in (read_header, read_log):
+            with pytest.raises(BrainfastError) as caught:
+                read(log)
+            told.append(str(caught.value))
+        assert told[0] == told[1]
+
+
+def test_replay_keeps_no_version_that_no_choice_will_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = played(tmp_path / "s.jsonl", strategy="ucb")
+    right, kept = _Rankings.note, list[int]()
+
+    def note(self: _Rankings, number: int) -> None:
+        right(self, number)
+        kept.append(len(self._trials))
+
+    monkeypatch.setattr(_Rankings, "note", note)
+    assert replay(log).difference is None
+    assert len(kept) == len(read_log(log).events)
+    assert max(kept) == 1
 
 
 @pytest.mark.parametrize("line", [1, 2, 5])
