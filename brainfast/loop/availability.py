@@ -31,7 +31,7 @@ class Spacing:
         self._places, self._least = places, least
         self._near = np.zeros(len(places), dtype=np.int64)  # [N], counted images
         self._shown: Counter[int] = Counter()
-        self._counted: set[int] = set()
+        self._counted: dict[int, Rows] = {}  # who is near each counted image
 
     def show(self, row: int) -> None:
         """An image is shown."""
@@ -41,8 +41,7 @@ class Spacing:
         """It was not, after all."""
         self._shown[row] -= 1
         if self._shown[row] == 0 and row in self._counted:
-            self._counted.remove(row)
-            self._near -= self.near(row)
+            self._near[self._counted.pop(row)] -= 1
 
     def pending(self) -> list[int]:
         """Images that were shown and not counted yet."""
@@ -51,8 +50,8 @@ class Spacing:
     def count(self, row: int, near: Mask) -> None:
         """Count an image, given who is near it; one that was taken back meanwhile is left out."""
         if self._shown[row] and row not in self._counted:
-            self._counted.add(row)
-            self._near += near
+            self._counted[row] = np.flatnonzero(near)
+            self._near[self._counted[row]] += 1
 
     def near(self, row: int) -> Mask:  # [N]
         """Who is near an image, which is not near itself."""

@@ -30,8 +30,9 @@ class Options:
     """How a session chooses; a log's header keeps them all.
 
     kappa: standard deviations that ucb adds; repeats: how often an image may be shown; fallback:
-    the id that is shown where nothing is ready, or "random"; exclude: ids that are never chosen;
-    model_share: see `ObjectiveModel.prior`
+    the id that is shown where nothing is ready, whatever the other options say of it, or "random",
+    of those that may be shown; exclude: ids that are not chosen otherwise; model_share: see
+    `ObjectiveModel.prior`
     balance: for every objective, the next category is one with the fewest choices so far, of those
     that have a candidate left; min_distance: between any two images, in the pool's components
     (`Design.places`)

@@ -135,12 +135,14 @@ def _ties(available: Availability, tier: Tier, ranking: Ranking, place: int) -> 
 
 
 def _fallback(progress: Progress, objective: int) -> int:
-    options = progress.options
-    allowed = progress.available.all(objective)
+    options, available = progress.options, progress.available
+    if options.fallback != RANDOM_FALLBACK:
+        if available.first(np.arange(len(available)), objective) is None:
+            raise _nothing_left(progress)
+        return progress.design.rows[options.fallback]
+    allowed = available.all(objective)
     if not allowed.any():
         raise _nothing_left(progress)
-    if options.fallback != RANDOM_FALLBACK:
-        return progress.design.rows[options.fallback]
     random = np.random.default_rng([options.seed, _FALLBACK, len(progress.trials)])
     return int(random.choice(np.flatnonzero(allowed)))
 

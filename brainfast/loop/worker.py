@@ -45,7 +45,9 @@ class Ranker:
         """Begin, and wait for the first ranking of each; an error of one is raised here."""
         self._thread.start()
         with self._condition:
-            self._clock.wait_for(self._condition, lambda: min(self._tried) >= 0, seconds)
+            self._clock.wait_for(
+                self._condition, lambda: self._stopping or min(self._tried) >= 0, seconds
+            )
             if self.error is not None:
                 raise self.error
 
@@ -63,10 +65,20 @@ class Ranker:
         return ranking is not None and ranking.version == self._progress.version
 
     def is_settled(self) -> bool:
-        """Whether the present progress was ranked, or failed to be, for all; ask likewise."""
-        return min(self._tried) >= self._progress.version
+        """Whether the present progress was ranked, or will never be, for all; ask likewise."""
+        return self._stopping or min(self._tried) >= self._progress.version
 
     def _run(self) -> None:
+        """Work until `stop`; whatever ends it before is told, so that nobody waits for it."""
+        try:
+            self._work()
+        except Exception as problem:
+            with self._condition:
+                self.errors[:] = [problem] * len(self.errors)
+                self._stopping = True
+                self._condition.notify_all()
+
+    def _work(self) -> None:
         while True:
             with self._condition:
                 self._condition.wait_for(self.has_work)

@@ -164,6 +164,32 @@ def test_it_does_not_matter_when_an_image_is_counted(data: Any) -> None:
     assert spacing.clear(np.array(rows)).tolist() == expected
 
 
+def test_taking_back_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It happens while a choice may wait."""
+    spacing = Spacing(np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32), 1.5)
+    for row in (3, 4):
+        spacing.show(row)
+        spacing.count(row, spacing.near(row))
+    assert not spacing.clear(np.arange(40)).all()
+    monkeypatch.setattr(Spacing, "_within", None)
+    for row in (3, 4):
+        spacing.take_back(row)
+    assert spacing.clear(np.arange(40)).all()
+
+
+def test_a_distance_that_fails_is_told_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def near(*_: Any) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(Spacing, "near", near)
+    with session(min_distance=0.1, deadline_ms=20) as running:
+        choice = running.next()
+        running.tell(choice, betas(choice))
+        assert not running.wait(20)
+        assert "no room" in str(running.problem)
+        assert running.next().source == "stale"
+
+
 def test_blocks_change_no_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     places = np.random.default_rng(1).standard_normal((200, 61)).astype(np.float32)
     whole = Spacing(places, 11.0).near(5)

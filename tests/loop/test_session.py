@@ -14,6 +14,7 @@ import pytest
 
 from brainfast.errors import BrainfastError
 from brainfast.loop import ArrayCandidates, Session, journal, read_log, worker
+from brainfast.loop.availability import Availability
 from brainfast.loop.ranking import rank
 from loop_world import READOUT, WEIGHTS, N, TestClock, V, betas, features, play, pool, session
 
@@ -180,6 +181,22 @@ def test_random_fallback_keeps_to_what_may_be_shown(gate: Gate) -> None:
     others = tuple(set(pool().ids) - allowed)
     with session(clock=TestClock(), exclude=others) as running:
         assert {running.next().image for _ in range(3)} == allowed
+        gate.open.set()
+
+
+def test_a_fallback_of_a_name_is_free_of_constraints_while_anything_is_left(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And does not look at all candidates to find that out."""
+    monkeypatch.setattr(Availability, "all", None)
+    name, others = "image-05", tuple(set(pool().ids) - {"image-02"})
+    with session(clock=TestClock(), fallback=name, exclude=others) as running:
+        assert [running.next().image for _ in range(2)] == [name, name]
+        gate.open.set()
+    gate.open.clear()
+    with session(clock=TestClock(), fallback=name, exclude=(*others, "image-02")) as running:
+        with pytest.raises(BrainfastError, match="one that may be shown"):
+            running.next()
         gate.open.set()
 
 
