@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,13 +89,19 @@ def folded(objective: Any, pool: Candidates, engine: Engine | None) -> tuple[Goa
     """What a session follows: as it is, or folded through the engine of the pool.
 
     objective: what `Objective` takes, a `FoldedObjective` or a `TargetPattern`, or a list with one
-    of these two in it
+    of these two in it, of which the others are one `Objective`, so that their names differ
     """
     single = FoldedObjective | TargetPattern
     listed = isinstance(objective, list | tuple)
     if not (listed and any(isinstance(one, single) for one in objective)):
         return _folded(objective, pool, engine)
-    found = [goal for one in objective for goal in _folded(one, pool, engine)]
+    terms = [one if isinstance(one, single) else Objective.of(one) for one in objective]
+    others = [one for one in terms if isinstance(one, Objective)]
+    rest = iter(_folded(Objective(others), pool, engine) if others else ())
+    found: list[Goal] = []
+    for one in terms:
+        several = isinstance(one, Objective)
+        found += islice(rest, len(one)) if several else _folded(one, pool, engine)
     return tuple(_numbered(found))
 
 

@@ -106,6 +106,19 @@ def test_a_world_has_one_objective_of_weights(objective: Any) -> None:
         model_world(engine, made, objective)
 
 
+def test_weights_beside_a_pattern_have_names_of_their_own() -> None:
+    engine: Any = FakeEngine(blobgpt())
+    names = [str(number) for number in range(IMAGES)]
+    made = images_of(engine, names)  # type: ignore[arg-type]
+    first, last = np.eye(V, dtype=np.float32)[[0, V - 1]]
+    goals = [first, TargetPattern(np.arange(V)), "FFA", last]
+    response = engine.head.run(engine.tokens(names, batch_size=IMAGES))
+    with Session(made, goals, engine=engine, deadline_ms=60_000) as session:
+        assert session.objectives == ("weights 0", "correlation", "FFA", "weights 2")
+        for name, vertex in (("weights 0", 0), ("weights 2", V - 1)):
+            np.testing.assert_allclose(session.expected(name)[0], response[:, vertex], atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["factortopy", "blobgpt"])
 def test_a_pool_becomes_a_world(
     make_engine: Any, candidates: Path, tmp_path: Path, kind: str
