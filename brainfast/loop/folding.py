@@ -100,8 +100,10 @@ def folded(objective: Any, pool: Candidates, engine: Engine | None) -> tuple[Goa
     rest = iter(_folded(Objective(others), pool, engine) if others else ())
     found: list[Goal] = []
     for one in terms:
-        several = isinstance(one, Objective)
-        found += islice(rest, len(one)) if several else _folded(one, pool, engine)
+        if isinstance(one, Objective):
+            found += islice(rest, len(one))
+        else:
+            found += _folded(one, pool, engine)
     return tuple(_numbered(found))
 
 
