@@ -47,6 +47,7 @@ class AsyncSession:
         self._connection = client.connection
         self._in_order = asyncio.Lock()
         self._next = 0
+        self._unanswered: dict[int, str | None] = {}  # trial: the objective it was asked for
         self._opened_by = 0  # the connection on which the server knew the session
 
     async def open(self, *, timeout_s: float | None = None) -> None:
@@ -64,12 +65,22 @@ class AsyncSession:
     ) -> Choice:
         """The image to show now; of several calls at once each gets its own, in their order.
 
-        trial: number of the choice; without it, the one after the last that was got here.
+        trial: number of the choice; without it, the one after the last that was got here. Where
+        that one was asked for before and the answer did not come in time, it may be chosen already,
+        so it is asked for with the objective of then; `choice.objective` tells.
         """
         async with self._within(timeout_s) as deadline, self._in_order:
             number = self._next if trial is None else trial
-            request = wire.Next(session=self.name, trial=number, objective=objective)
-            reply, _ = await self._insist(deadline, request, wire.Chosen)
+            first = self._unanswered.setdefault(number, objective)
+            wanted = first if trial is None else objective
+            request = wire.Next(session=self.name, trial=number, objective=wanted)
+            try:
+                reply, _ = await self._insist(deadline, request, wire.Chosen)
+            except Refusal as refusal:
+                if refusal.code not in PASSING and wanted == first:  # it was not chosen
+                    del self._unanswered[number]
+                raise
+            del self._unanswered[number]
             self._next = max(self._next, reply.choice.trial + 1)
             return reply.choice
 

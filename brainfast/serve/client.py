@@ -86,7 +86,8 @@ class Client:
 
     def __init__(self, address: str, *, token: str | None = None, timeout_s: float = 30.0) -> None:
         self._client = AsyncClient(address, token=token, timeout_s=timeout_s)
-        self._pending: set[concurrent.futures.Future[Any]] = set()
+        self._quick: set[concurrent.futures.Future[Any]] = set()
+        self._slow: set[concurrent.futures.Future[Any]] = set()
         self._closed = False
         # ZeroMQ needs a loop that watches sockets, which on Windows is not the default.
         self._loop = asyncio.SelectorEventLoop()
@@ -106,7 +107,8 @@ class Client:
     ) -> Pending[dict[str, NDArray[np.float32]]]:
         """Responses {subject: [B,V]} in z units, see `AsyncClient.predict`."""
         given = _copies(images)
-        return self.submit(self._client.predict(given, subjects=subjects, timeout_s=timeout_s))
+        work = self._client.predict(given, subjects=subjects, timeout_s=timeout_s)
+        return self.submit(work, slow=True)
 
     def score(
         self,
@@ -118,9 +120,8 @@ class Client:
     ) -> Pending[NDArray[np.float64]]:
         """Scores [B,O] of images."""
         given = _copies(images)
-        return self.submit(
-            self._client.score(given, objective, subject=subject, timeout_s=timeout_s)
-        )
+        work = self._client.score(given, objective, subject=subject, timeout_s=timeout_s)
+        return self.submit(work, slow=True)
 
     def select(
         self,
@@ -131,9 +132,8 @@ class Client:
         timeout_s: float | None = None,
     ) -> Pending[list[list[Candidate]]]:
         """The k best candidates of every objective, [O][k]."""
-        return self.submit(
-            self._client.select(objective, k, exclude=tuple(exclude), timeout_s=timeout_s)
-        )
+        work = self._client.select(objective, k, exclude=tuple(exclude), timeout_s=timeout_s)
+        return self.submit(work, slow=True)
 
     def session(
         self,
@@ -163,20 +163,24 @@ class Client:
         """What was measured for a choice, see `Session.tell`."""
         return session.tell(choice, betas, timeout_s=timeout_s)
 
-    def submit(self, work: Coroutine[Any, Any, T]) -> Pending[T]:
-        """Have something done on the client's thread; refused where MOST things already are."""
+    def submit(self, work: Coroutine[Any, Any, T], *, slow: bool = False) -> Pending[T]:
+        """Have something done on the client's thread; refused where MOST things already are.
+
+        slow: predictions, scores and selections, which are counted by themselves.
+        """
+        pending = self._slow if slow else self._quick
         try:
             if self._closed:
                 raise closed()
-            if len(self._pending) >= MOST:
+            if len(pending) >= MOST:
                 most = f"at most {MOST} requests at once"
                 raise Refusal("busy", "client", expected=most, got="one more")
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
         except BaseException:
             work.close()
             raise
-        self._pending.add(future)
-        future.add_done_callback(self._pending.discard)
+        pending.add(future)
+        future.add_done_callback(pending.discard)
         return Pending(future)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
@@ -184,7 +188,7 @@ class Client:
         if self._closed:
             return
         self._closed = True
-        concurrent.futures.wait(tuple(self._pending), timeout_s)
+        concurrent.futures.wait((*self._quick, *self._slow), timeout_s)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout_s)
 

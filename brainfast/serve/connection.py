@@ -19,10 +19,22 @@ from ..errors import BrainfastError
 from .address import Address
 from .array_frames import Array, Frame
 from .refusal import Code, Refusal
-from .wire import AnyReply, Refused, Reply, Request, message_id, read_reply, to_message
+from .wire import (
+    AnyReply,
+    Predict,
+    Refused,
+    Reply,
+    Request,
+    Score,
+    Select,
+    message_id,
+    read_reply,
+    to_message,
+)
 
 AT_ONCE = 16  # requests under way, as many as the server takes of one client
-MOST = 256  # with those that wait for their turn
+SLOW = AT_ONCE // 2  # of these for what a stalled trunk holds up: sessions have the others
+MOST = 256  # of either kind, with those that wait for their turn
 RECONNECT_MS, RECONNECT_MOST_MS = 20, 500
 HEARTBEAT_MS, GONE_MS = 2000, 6000  # a server that is silent for so long is given up
 
@@ -59,12 +71,21 @@ class _Waiting:
     sent: bool = False
 
 
+@dataclass
+class _Line:
+    """Requests of one kind, which wait for their turn behind one another alone."""
+
+    turn: asyncio.Semaphore
+    asked: int = 0
+
+
 class Connection:
     """Asks a server, and takes its answers in whatever order they come.
 
     Made when it is first used, in the event loop that runs then. While there is no server, requests
     wait here, each until its time is over. Those that a server took with it when it ended are sent
-    again to the next one, so all must be safe to repeat.
+    again to the next one, so all must be safe to repeat. Predictions, scores and selections never
+    take the turn of a session's request.
 
     count: connections made so far.
     """
@@ -74,7 +95,7 @@ class Connection:
         self.count = 0
         self._ids = itertools.count(1)
         self._waiting: dict[int, _Waiting] = {}
-        self._asked = 0
+        self._slow, self._quick = _line(SLOW), _line(AT_ONCE - SLOW)
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._release: weakref.finalize[..., Connection] | None = None
@@ -103,17 +124,18 @@ class Connection:
         The server is told of the deadline; who keeps it here is `within`.
         """
         self._open()
-        if self._asked >= MOST:
+        line = self._slow if isinstance(request, Predict | Score | Select) else self._quick
+        if line.asked >= MOST:
             raise Refusal(
                 "busy", "client", expected=f"at most {MOST} requests at once", got="one more"
             )
-        self._asked += 1
+        line.asked += 1
         try:
-            async with self._turn:
+            async with line.turn:
                 self._check_open()
                 reply, found = await self._exchange(deadline, request, arrays)
         finally:
-            self._asked -= 1
+            line.asked -= 1
         if isinstance(reply, Refused):
             raise ServerRefusal(reply.code, reply.error, reply.retry_after_s)
         if not isinstance(reply, kind):
@@ -164,7 +186,7 @@ class Connection:
                     remedy="make a client for each",
                 )
             return
-        self._loop, self._turn = loop, asyncio.Semaphore(AT_ONCE)
+        self._loop = loop
         context = zmq.asyncio.Context()
         dealer = self._socket = context.socket(zmq.DEALER)
         # What is given up while there is no server must not be asked when there is one again.
@@ -233,6 +255,10 @@ class Connection:
                 waiting.answer.set_result(read_reply(frames))
             except Refusal as refusal:
                 waiting.answer.set_exception(refusal)
+
+
+def _line(at_once: int) -> _Line:
+    return _Line(asyncio.Semaphore(at_once))
 
 
 def _released(dealer: zmq.asyncio.Socket, context: zmq.asyncio.Context) -> None:

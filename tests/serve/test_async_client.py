@@ -17,7 +17,7 @@ import pytest
 from brainfast.errors import BrainfastError
 from brainfast.serve import wire
 from brainfast.serve.client import AsyncClient
-from brainfast.serve.connection import MOST
+from brainfast.serve.connection import MOST, SLOW
 from brainfast.serve.refusal import Refusal
 from brainfast.serve.zmq_server import ZmqServer
 from fake_service import LONG, FakeService, in_loop
@@ -289,6 +289,49 @@ async def test_a_session_does_not_ask_again_when_there_is_no_time(tmp_path: Path
         service.refuse = [refusal]
         with pytest.raises(Refusal, match="server: expected room"):
             await session.next(timeout_s=0.5)
+
+
+@in_loop
+async def test_a_session_goes_on_beside_predictions_that_wait(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+
+    class Stalled(FakeService):
+        async def predict(self, images: Any, **_: Any) -> Any:
+            self.calls["predict"] += 1
+            await gate.wait()
+            return {"": np.zeros((len(images), 2), np.float32)}
+
+    service = Stalled()
+    async with ZmqServer(service, f"ipc://{tmp_path / 'socket'}"), asking(tmp_path) as client:
+        session = await client.session("run", "FFA")
+        stalled = [asyncio.create_task(client.predict(PIXELS)) for _ in range(MOST)]
+        for trial in range(3):
+            assert (await session.next(timeout_s=LONG / 4)).trial == trial
+            await session.tell(trial, [1.0])
+        assert service.calls["predict"] == SLOW
+        with pytest.raises(Refusal, match=f"at most {MOST} requests"):
+            await client.select("FFA")
+        gate.set()
+        assert len(await asyncio.gather(*stalled)) == MOST
+
+
+@in_loop
+async def test_a_choice_is_asked_for_again_with_its_first_objective(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service, asking(tmp_path) as client:
+        session = await client.session("run", ["FFA", "PPA"])
+        service.gate.clear()
+        late = asyncio.create_task(session.next(objective="PPA"))
+        await service.begun("next")
+        late.cancel()
+        await asyncio.gather(late, return_exceptions=True)
+        service.gate.set()
+        assert (await session.next(objective="FFA")).objective == "PPA"
+        service.refuse = [Refusal("invalid", "objective", expected="a region", got="'F'")]
+        with pytest.raises(Refusal, match="a region"):
+            await session.next(objective="F")
+        second = await session.next(objective="FFA")  # what was refused for good was not chosen
+        assert (second.trial, second.objective) == (1, "FFA")
+        assert (await session.next(0, objective="EBA")).objective == "EBA"  # a number is as it says
 
 
 @in_loop

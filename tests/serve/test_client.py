@@ -162,6 +162,19 @@ def test_more_than_it_can_hold_is_refused_at_once(tmp_path: Path) -> None:
             pending.result()
 
 
+def test_predictions_that_wait_do_not_refuse_a_session(thread: ServerThread) -> None:
+    with Client(thread.address) as client:
+        session = client.session("run", "FFA").result()
+        thread.gate(False)
+        waiting = [client.predict(PIXELS) for _ in range(MOST)]
+        with pytest.raises(Refusal, match=f"at most {MOST} requests"):
+            client.predict(PIXELS)
+        chosen = session.ask_next()
+        thread.gate(True)
+        assert chosen.result().trial == 0
+        assert all(pending.result()[""].tolist() == SUM for pending in waiting)
+
+
 def test_it_comes_back_to_a_server_that_was_started_anew(tmp_path: Path) -> None:
     logs: dict[str, Any] = {}
     address = f"ipc://{tmp_path / 'socket'}"
