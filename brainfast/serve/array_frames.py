@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .refusal import Refusal
 
 Frame: TypeAlias = bytes | memoryview
-Array: TypeAlias = bytes | NDArray[Any]  # bytes: an encoded image file
+Array: TypeAlias = bytes | memoryview | NDArray[Any]  # the first two: an encoded image file
 
 Number: TypeAlias = Literal["uint8", "float32", "float64"]
 
@@ -45,7 +45,7 @@ def to_frames(arrays: Sequence[Array]) -> tuple[list[ArrayInfo], list[Frame]]:
     infos: list[ArrayInfo] = []
     frames: list[Frame] = []
     for array in arrays:
-        if isinstance(array, bytes):
+        if isinstance(array, bytes | memoryview):
             infos.append(ArrayInfo(FILE))
             frames.append(array)
             continue
@@ -60,7 +60,7 @@ def to_frames(arrays: Sequence[Array]) -> tuple[list[ArrayInfo], list[Frame]]:
 
 
 def from_frames(infos: Sequence[ArrayInfo], frames: Sequence[Frame]) -> list[Array]:
-    """Arrays as views of their frames, files as bytes; a frame that does not fit is a Refusal."""
+    """Arrays as views of their frames, files as these; a frame that does not fit is a Refusal."""
     if len(infos) != len(frames):
         raise Refusal(
             "invalid", "arrays", expected=f"{len(infos)} frames, as told", got=str(len(frames))
@@ -72,7 +72,7 @@ def _from_frame(info: ArrayInfo, frame: Frame) -> Array:
     if info.dtype == FILE:
         if info.shape:
             raise Refusal("invalid", "array", expected="no shape of a file", got=str(info.shape))
-        return bytes(frame)
+        return frame
     dtype = DTYPES[info.dtype]
     size = math.prod(info.shape) * dtype.itemsize
     if size != len(frame):

@@ -209,7 +209,7 @@ def checked_seconds(timeout_s: float) -> float:
 
 def _own(array: Array, dtype: type[Any]) -> NDArray[Any]:
     """An aligned copy that does not hold the message."""
-    if isinstance(array, bytes) or array.dtype != dtype:
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
         raise _unlike(f"an array of {np.dtype(dtype)}", "another one")
     return np.array(array)
 

@@ -19,14 +19,14 @@ from .address import check_address, claimed, remove_own
 from .array_frames import Array, Frame
 from .operations import operation, perform
 from .refusal import Refusal, refusal_of
-from .wire import AnyRequest, message_id, read_request, refused, to_message
+from .wire import AnyRequest, Predict, Score, message_id, read_request, refused, to_message
 
 if TYPE_CHECKING:
     from .service import Service
 
 WAY = "zmq"
 EACH = 16  # requests of one client at once
-BODIES = 4  # request_bytes that all requests at once may hold
+BODIES = 4  # request_bytes that images of all requests at once may hold, and all else as many
 # Messages that wait in a client's queue, in or out. ZeroMQ counts those that were taken off it by
 # halves: with twice EACH, a client that reads its answers never loses one.
 HIGH_WATER = 2 * EACH
@@ -61,7 +61,7 @@ class ZmqServer:
         self._most_bytes = BODIES * limits.request_bytes
         self._tasks: set[asyncio.Task[None]] = set()
         self._of_client: Counter[bytes] = Counter()
-        self._bytes = 0
+        self._bytes: Counter[bool] = Counter()  # of images, and of all else
         self._stopping = False
         self._context: zmq.asyncio.Context | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -161,8 +161,8 @@ class ZmqServer:
         task = asyncio.create_task(self._answer(client, request, arrays))
         self._tasks.add(task)
         self._of_client[client] += 1
-        self._bytes += size
-        task.add_done_callback(partial(self._ended, client, size))
+        self._bytes[_of_images(request)] += size
+        task.add_done_callback(partial(self._ended, client, _of_images(request), size))
 
     def _check(self, client: bytes, request: AnyRequest, size: int) -> None:
         """That this client may ask, and that there is room for what it asks."""
@@ -175,7 +175,7 @@ class ZmqServer:
         for most, there, of in (
             (EACH, self._of_client[client] + 1, "requests of this client"),
             (self._most, len(self._tasks) + 1, "requests"),
-            (self._most_bytes, self._bytes + size, "bytes of requests"),
+            (self._most_bytes, self._bytes[_of_images(request)] + size, "bytes of requests"),
         ):
             if there > most:
                 raise Refusal(
@@ -200,9 +200,9 @@ class ZmqServer:
             message = to_message(refused(request.id, refusal_of(error)))
         await self._send(client, message)
 
-    def _ended(self, client: bytes, size: int, task: asyncio.Task[None]) -> None:
+    def _ended(self, client: bytes, images: bool, size: int, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._bytes -= size
+        self._bytes[images] -= size
         self._of_client[client] -= 1
         if not self._of_client[client]:
             del self._of_client[client]
@@ -219,6 +219,11 @@ class ZmqServer:
     def _drop(self, why: str) -> None:
         self.dropped[why] += 1
         self.service.metrics.requests_total.labels(WAY, "message", why).inc()
+
+
+def _of_images(request: AnyRequest) -> bool:
+    """Whether it waits for the trunk, and so must not take the room of what is told to sessions."""
+    return isinstance(request, Predict | Score)
 
 
 def _ending() -> Refusal:

@@ -69,6 +69,13 @@ def test_what_is_asked_arrives(request_: Any, arrays: list[Any]) -> None:
             np.testing.assert_array_equal(array, sent)
 
 
+def test_a_file_is_not_copied() -> None:
+    frames = [memoryview(frame) for frame in wire.to_message(wire.Predict(id=1), [FILE])]
+    _, (found,) = wire.read_request(frames, LIMITS)
+    assert found is frames[1]
+    assert wire.to_message(wire.Predict(id=1), [found])[1] is found
+
+
 def test_the_header_is_the_one_in_the_documentation() -> None:
     message = wire.to_message(wire.Tell(id=5, session="run", trial=2, timeout_s=1.0), [BETAS])
     assert msgspec.msgpack.decode(message[0]) == {

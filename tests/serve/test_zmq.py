@@ -137,6 +137,24 @@ async def test_all_clients_together_have_a_bound(
 
 
 @in_loop
+async def test_images_that_wait_do_not_refuse_what_is_told(tmp_path: Path) -> None:
+    service = FakeService(Limits(request_bytes=1000))
+    async with serving(tmp_path, service) as (server, _), client(server) as raw:
+        await raw.ask(wire.Open(id=1, session="s", options=OpenSession(objective="FFA")))
+        await raw.ask(wire.Next(id=2, session="s", trial=0))
+        service.gate.clear()
+        for id in range(3, 7):
+            await raw.send(wire.Predict(id=id), bytes(850))
+        await service.begun("predict", 4)
+        assert (await raw.ask(wire.Predict(id=7), bytes(850))).code == "busy"
+        await raw.send(wire.Tell(id=8, session="s", trial=0), np.zeros(100))
+        await service.begun("tell")
+        service.gate.set()
+        replies = [(await raw.receive())[0] for _ in range(5)]
+        assert {type(reply) for reply in replies} == {wire.Predicted, wire.Done}
+
+
+@in_loop
 async def test_garbage_is_refused_by_its_number_or_dropped(tmp_path: Path) -> None:
     garbage = [[b""], [b"", b""], [b"\xff" * 50], [b"GET / HTTP/1.1\r\n"], [os.urandom(9)] * 70]
     async with serving(tmp_path) as (server, service), client(server) as raw:
