@@ -25,6 +25,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 MID_GREY = 127
+BAND = 256  # rows that are blended at a time, in 32 bits
 ACCEPTED = (
     "a path, a PIL image or a uint8 array (HW, HWC, CHW, NHWC or NCHW), or a sequence of them"
 )
@@ -233,9 +234,13 @@ def _to_rgb(image: Bytes) -> Bytes:
         return np.repeat(image, 3, axis=-1)
     if channels == 3:
         return image
-    alpha = image[..., 3:].astype(np.uint32)
-    blended = image[..., :3] * alpha + MID_GREY * (255 - alpha)
-    return ((blended + 127) // 255).astype(np.uint8)
+    rgb = np.empty((*image.shape[:2], 3), np.uint8)
+    for first in range(0, len(image), BAND):
+        band = image[first : first + BAND]
+        alpha = band[..., 3:].astype(np.uint32)
+        blended = band[..., :3] * alpha + MID_GREY * (255 - alpha)
+        rgb[first : first + BAND] = (blended + 127) // 255
+    return rgb
 
 
 def _decode_safely(source: Path | Image.Image, name: str) -> Bytes:

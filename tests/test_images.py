@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -137,6 +138,18 @@ def test_alpha_is_composited_over_mid_grey(tmp_path):
         assert got[0, 0].tolist() == [127, 127, 127]
         assert got[0, 1].tolist() == [10, 20, 30]
         assert got[0, 2].tolist() == [153, 102, 127]  # .2 * 255 + .8 * 127 = 152.6
+
+
+def test_a_tall_image_is_composited_in_bands():
+    tall = photograph(2000, 40, 4)
+    colour, alpha = tall[..., :3].astype(int), tall[..., 3:].astype(int)
+    expected = (colour * alpha + 127 * (255 - alpha) + 127) // 255
+    tracemalloc.start()
+    (got,) = as_images(tall)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(got, expected)
+    assert peak < 3 * tall.nbytes
 
 
 def test_palette_transparency_and_grey_alpha(tmp_path):
