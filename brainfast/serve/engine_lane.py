@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,25 +16,29 @@ from ..engine import Engine
 from ..group_engine import GroupEngine
 from ..machine import usable_cores
 from ..pool_fill import Projection
-from .lane import Clock, Lane, within
+from .lane import Clock, Lane, Place, within
 from .limits import Limits
 from .metrics import Metrics
-from .pictures import Decoded, Image, check_count, decoded
+from .pictures import Decoded, Image, Room, Share, check_count, decoded
 from .refusal import Refusal
 from .scoring import Basis, Folded, FoldedCache, fold
 
 Rows: TypeAlias = dict[str, NDArray[np.float32]]  # subject -> [B,V], or [B,F] of features
 Prepare: TypeAlias = Callable[[], tuple[tuple[str, ...], Folded | None]]
 
+HELD = 4  # times `limits.pixels`, which the images of all requests may hold together
+
 
 @dataclass(frozen=True, eq=False)
 class Wish:
     """What a request wants of its images: responses of some subjects, or scores of one.
 
+    share: room that its images take, until it is done or nobody wants it any more
     folded: the objectives to score by, None where responses are wanted
     """
 
     images: list[Decoded]
+    share: Share
     subjects: tuple[str, ...]
     folded: Folded | None = None
 
@@ -58,7 +63,8 @@ class EngineLane:
     Requests that wait for the same kind of answer go through the engine together, up to
     `limits.images` images; of several subjects all that are asked for are read out of one trunk
     pass. Where a batch fails, each of its requests is tried alone, so that nobody is refused for
-    another's images. Files are decoded on threads of their own before that.
+    another's images. Files are decoded on threads of their own before that, where there is room
+    for their pixels beside those of all others that wait.
 
     Whether an answer's bits depend on what it was batched with is the trunk runtime's to say: those
     of "compile" do not, it runs image by image; torch, ONNX Runtime and TensorRT, and a GPU's head,
@@ -78,10 +84,17 @@ class EngineLane:
         self._engine, self._limits, self._metrics = engine, limits, metrics
         self._engines = _by_subject(engine)
         self._folded = FoldedCache()
+        self._room = Room(HELD * limits.pixels)
         threads = min(4, usable_cores())
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="brainfast-decode")
         self._lane: Lane[Wish | None] = Lane(
-            "engine", limits.waiting, self._work, joins=self._joins, clock=clock, changed=changed
+            "engine",
+            limits.waiting,
+            self._work,
+            joins=self._joins,
+            clock=clock,
+            changed=changed,
+            dropped=_release,
         )
 
     @property
@@ -149,14 +162,21 @@ class EngineLane:
             wish = await within(asyncio.shield(asyncio.wrap_future(preparing)), seconds, "images")
         except BaseException:
             # Its threads go on where nobody waits: until then it takes room.
-            preparing.add_done_callback(lambda _: place.release())
+            preparing.add_done_callback(lambda done: _give_up(place, done))
             raise
         left = end - loop.time()
         return await self._lane.answer(self._lane.submit(wish, left, place=place), left)
 
     def _prepare(self, images: Sequence[Image], prepare: Prepare) -> Wish:
         subjects, folded = prepare()
-        return Wish(decoded(images, self._limits), subjects, folded)
+        share = Share(self._room)
+        try:
+            wish = Wish(decoded(images, self._limits, share.take), share, subjects, folded)
+        except BaseException:
+            share.release()
+            raise
+        weakref.finalize(wish, share.release).atexit = False
+        return wish
 
     def _chosen(self, subjects: Sequence[str] | None) -> tuple[str, ...]:
         if subjects is None:
@@ -203,12 +223,16 @@ class EngineLane:
             self._engine.warm_up(warm_batches(self._limits.images))
             return [None]
         try:
+            return self._answers(wishes)
+        finally:  # an error keeps its frames, and these the wishes, until they are collected
+            for wish in wishes:
+                _release(wish)
+
+    def _answers(self, wishes: Sequence[Wish]) -> list[Any]:
+        try:
             return self._run(wishes)
         except Exception as error:
-            return [error] if len(wishes) == 1 else [self._alone(wish) for wish in wishes]
-
-    def _alone(self, wish: Wish) -> Any:
-        return self._work([wish])[0]
+            return [error] if len(wishes) == 1 else [self._answers([wish])[0] for wish in wishes]
 
     def _run(self, wishes: Sequence[Wish]) -> list[Any]:
         images = [image for wish in wishes for image in wish.images]
@@ -232,6 +256,18 @@ class EngineLane:
             found = self._engine.predict(images, subjects=subjects, batch_size=batch)
             return {subject: response.values for subject, response in found.items()}
         return {"": self._engine.predict(images, batch_size=batch).values}
+
+
+def _release(wish: Wish | None) -> None:
+    """Give its room back; a wish itself may be kept by the frames of an error for a while."""
+    if wish is not None:
+        wish.share.release()
+
+
+def _give_up(place: Place, preparing: Future[Wish]) -> None:
+    place.release()
+    if not preparing.cancelled() and preparing.exception() is None:
+        _release(preparing.result())
 
 
 def warm_batches(most: int) -> tuple[int, ...]:

@@ -73,7 +73,7 @@ class Lane(Generic[P]):
     room: how many may wait; work: answers the payloads of a batch, each by what it asked for or an
     exception; joins: whether a waiting job goes with a batch (none does without); changed: called
     on the lane's thread when a batch begins, and when it ends, before anybody is answered; last:
-    called there when the lane ends.
+    called there when the lane ends; dropped: called, on any thread, with what is never begun.
     """
 
     def __init__(
@@ -86,8 +86,10 @@ class Lane(Generic[P]):
         clock: Clock = time.monotonic,
         changed: Callable[[], None] = _nothing,
         last: Callable[[], None] = _nothing,
+        dropped: Callable[[P], None] | None = None,
     ) -> None:
         self.name, self.room = name, room
+        self._dropped = dropped
         self._work, self._joins, self._clock = work, joins, clock
         self._changed, self._last = changed, last
         self._condition = threading.Condition()
@@ -220,21 +222,30 @@ class Lane(Generic[P]):
             with self._condition, suppress(ValueError):
                 self._queue.remove(job)
                 self._condition.notify_all()
+                self._drop(job)
 
     def _run(self) -> None:
-        while batch := self._take():
-            self._told(self._changed)
-            answers = self._answers([job.payload for job in batch])
-            with self._condition:
-                self._running, self._since = [], None
-            self._told(self._changed)
-            for job, answer in zip(batch, answers, strict=True):
-                job.finish(answer)
+        while self._do_next():
+            pass
         self._told(self._last)
         with self._condition:
             self._ended = True
         for tell in self._tell_end:
             tell()
+
+    def _do_next(self) -> bool:
+        """Answer the next batch, of which nothing is kept; whether there was one."""
+        batch = self._take()
+        if not batch:
+            return False
+        self._told(self._changed)
+        answers = self._answers([job.payload for job in batch])
+        with self._condition:
+            self._running, self._since = [], None
+        self._told(self._changed)
+        for job, answer in zip(batch, answers, strict=True):
+            job.finish(answer)
+        return True
 
     def _answers(self, payloads: Sequence[P]) -> Sequence[Any]:
         try:
@@ -269,8 +280,13 @@ class Lane(Generic[P]):
         """The job, unless its turn came too late."""
         if job.keep or self._clock() < job.deadline:
             return [job]
+        self._drop(job)
         job.finish(_timed_out(self.name, "its turn in time"))
         return []
+
+    def _drop(self, job: Job[P]) -> None:
+        if self._dropped is not None:
+            self._dropped(job.payload)
 
     def _told(self, call: Callable[[], None]) -> None:
         try:

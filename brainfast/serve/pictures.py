@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any, TypeAlias
 
@@ -11,14 +13,65 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from ..images import CHANNEL_COUNTS, as_images
+from .lane import BUSY_RETRY_S
 from .limits import Limits
 from .refusal import Refusal
 
 Pixels: TypeAlias = NDArray[np.uint8]
-Image: TypeAlias = bytes | Pixels
+Image: TypeAlias = bytes | memoryview | Pixels
 Decoded: TypeAlias = Pixels | Pillow.Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+
+class Room:
+    """So many pixels may be held at once by the images of all requests together."""
+
+    def __init__(self, pixels: int) -> None:
+        self._most, self._taken, self._lock = pixels, 0, threading.Lock()
+        self._returned: deque[int] = deque()
+
+    def take(self, pixels: int) -> None:
+        """Room for these; where there is too little of it, a Refusal."""
+        with self._lock:
+            while self._returned:
+                self._taken -= self._returned.popleft()
+            if self._taken + pixels > self._most:
+                raise Refusal(
+                    "busy",
+                    "images",
+                    expected=f"at most {self._most} pixels in all requests that wait",
+                    got=str(self._taken + pixels),
+                    remedy="ask again a little later",
+                    retry_after_s=BUSY_RETRY_S,
+                )
+            self._taken += pixels
+
+    def give_back(self, pixels: int) -> None:
+        """From any thread, and without the lock: a garbage collection may do so inside `take`."""
+        self._returned.append(pixels)
+
+
+class Share:
+    """What one request takes of a room; given back once."""
+
+    def __init__(self, room: Room) -> None:
+        self._room, self._pixels = room, 0
+
+    def take(self, pixels: int) -> None:
+        """So much, once."""
+        self._room.take(pixels)
+        self._pixels = pixels
+
+    def release(self) -> None:
+        """Give it back."""
+        pixels, self._pixels = self._pixels, 0
+        if pixels:
+            self._room.give_back(pixels)
+
+
+def _nothing(pixels: int) -> None:
+    pass
 
 
 def check_count(images: Any, limits: Limits) -> None:
@@ -46,12 +99,14 @@ def check_count(images: Any, limits: Limits) -> None:
         )
 
 
-def decoded(images: Sequence[Image], limits: Limits) -> list[Decoded]:
+def decoded(
+    images: Sequence[Image], limits: Limits, take: Callable[[int], None] = _nothing
+) -> list[Decoded]:
     """Files and arrays as an engine takes them, by the rules of `brainfast.images.as_images`.
 
-    All headers are looked at before the first file is decoded, and `limits.pixels` counts them
-    together. What is no image, or of a kind that is not read here, is a Refusal that says which
-    one: `images[3]`.
+    All headers are looked at before the first file is decoded: `limits.pixels` counts them
+    together, and `take` is called with their sum, which it may refuse. What is no image, or of a
+    kind that is not read here, is a Refusal that says which one: `images[3]`.
     """
     opened = [_open(image, f"images[{index}]") for index, image in enumerate(images)]
     pixels = 0
@@ -66,6 +121,7 @@ def decoded(images: Sequence[Image], limits: Limits) -> list[Decoded]:
                 got=f"{width} x {height}" + (f", {pixels} in all" if index else ""),
                 remedy="scale them down first: the model reads far fewer",
             )
+    take(pixels)
     return [_plain(image) for image in as_images([_plain(image) for image in opened])]
 
 

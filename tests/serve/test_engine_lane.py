@@ -223,6 +223,30 @@ async def test_a_full_queue_is_busy_and_works_on() -> None:
 
 
 @on_loop
+async def test_pixels_that_wait_have_a_bound_and_their_room_is_given_back() -> None:
+    served = await started(pixels=picture(0).size // 3)  # so four images may be held
+    served.engine.runtime.poison = ArithmeticError("white")
+    for _ in range(2):
+        gate = served.engine.runtime.next_gate()
+        first = asyncio.ensure_future(served.predict([picture(0)]))
+        await happens(gate.entered)
+        tasks = await queued(served, *(served.predict([file(n)]) for n in (1, 2)))
+        tasks += await queued(served, served.predict([WHITE]))
+        tasks.pop(0).cancel()
+        while served._engine_lane.waiting > 2:
+            await asyncio.sleep(0)
+        with pytest.raises(BrainfastError, match=r"images\[0\]"):
+            await served.predict([file(3)[:60]])
+        tasks += await queued(served, served.score([picture(3)], "FFA"))
+        busy = await refusal(served.predict([picture(4)]))
+        assert (busy.code, busy.name, busy.retry_after_s) == ("busy", "images", 0.5)
+        assert served._engine_lane.waiting == 3
+        gate.open()
+        answers = await asyncio.gather(first, *tasks, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [dict, dict, ArithmeticError, np.ndarray]
+
+
+@on_loop
 async def test_a_turn_that_comes_too_late_is_not_begun() -> None:
     clock = TestClock()
     served = await started(clock=clock)
