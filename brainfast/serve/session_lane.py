@@ -16,7 +16,7 @@ from .events import ChoiceEvent, Event, SessionEvent, SkipEvent, TellEvent
 from .lane import Clock, Job, Lane, each
 from .limits import Limits
 from .opening import check_log, check_same
-from .refusal import Refusal
+from .refusal import Code, Refusal
 from .requests import OpenSession, Outstanding, SessionState
 
 Call: TypeAlias = Callable[[], Any]
@@ -168,7 +168,7 @@ class SessionLane:
                 self.session.close()
         except Exception as error:
             _log.warning("session %s was not closed well: %s", self.name, error)
-            self._failure = _of_the_disk(error)
+            self._failure = _not_synced(error)
         if self.session is not None:
             self._publish(SessionEvent(self.name, "closed", time.time()))
         self._tell_end()
@@ -286,16 +286,26 @@ def _calls(batch: Sequence[Call]) -> list[Any]:
 
 
 def _of_the_disk(error: Exception) -> Exception:
-    """A disk that refused the log is no mistake of the request, which may be repeated."""
+    """A disk that refused a line took no part of it, so the request may be repeated."""
+    return _refused(error, "stalled", retry_after_s=1.0)
+
+
+def _not_synced(error: Exception) -> Exception:
+    """A log whose end may not be on the disk, of a session that is closed: nothing to repeat."""
+    return _refused(error, "internal")
+
+
+def _refused(error: Exception, code: Code, retry_after_s: float | None = None) -> Exception:
+    """A disk's error as a Refusal, since it is no mistake of the request; any other as it is."""
     if not isinstance(error, BrainfastError) or not isinstance(error.__cause__, OSError):
         return error
     return Refusal(
-        "internal",
+        code,
         error.name,
         expected=error.expected,
         got=error.got,
         remedy=error.remedy,
-        retry_after_s=1.0,
+        retry_after_s=retry_after_s,
     )
 
 

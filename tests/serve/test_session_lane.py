@@ -376,7 +376,7 @@ async def test_a_disk_that_refuses_a_line_is_no_mistake_of_the_request(
     monkeypatch.setattr(os, "write", refuse)
     full.set()
     error = await refusal(served.next("run", 0))
-    assert error.code == "internal"
+    assert (error.code, error.retry_after_s) == ("stalled", 1.0)
     assert "No space left" in str(error)
     full.clear()
     assert (await served.next("run", 0)).trial == 0
