@@ -11,10 +11,10 @@ from ..errors import BrainfastError
 class Limits:
     """Bounds of one server; every wait and every queue has one.
 
-    Requests that wait hold their decoded images: `waiting` times `pixels` times 3 bytes at most.
+    Requests that wait hold their decoded images: 4 times `pixels` times 3 bytes at most.
 
     images: of one request, and of one batch; request_bytes: of its body; pixels: of all its images
-    together; objectives: of one request; top: candidates that one selection may ask for.
+    together; objectives: of one request; top: candidates of one selection, of all its objectives.
     waiting: requests for the engine, or the pool, that wait for their turn; session_waiting: calls
     of one session that do; sessions: open at once; subscribers: of the events.
     timeout_s: how long a request waits for its answer, and the most that it may ask for; stall_s:

@@ -88,7 +88,7 @@ class Service:
         return "stalled" if self._engine_lane.stalled else "ready"
 
     async def start(self) -> None:
-        """Warm the engine up, in batches of every size; ready afterwards."""
+        """Warm the engine up, in batches of 1, 2, 4, ... and the most; ready afterwards."""
         self._loop = asyncio.get_running_loop()
         self._tell_state()
         await self._engine_lane.warm_up()
@@ -145,6 +145,7 @@ class Service:
 
         def choose() -> list[list[Candidate]]:
             goal = goal_of(objective, self.limits.objectives)
+            self._check_k(k, len(goal))
             found = pool.top(goal, k, exclude=exclude)
             return [found[name] for name in goal.names]
 
@@ -277,11 +278,12 @@ class Service:
             )
         return self.pool
 
-    def _check_k(self, k: int) -> None:
+    def _check_k(self, k: int, objectives: int = 1) -> None:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise Refusal("invalid", "k", expected="a number from 1", got=repr(k))
-        if k > self.limits.top:
-            raise Refusal("too_large", "k", expected=f"at most {self.limits.top}", got=str(k))
+        if k * objectives > self.limits.top:  # the loop writes all of them into one answer
+            expected = f"at most {self.limits.top} candidates of all objectives together"
+            raise Refusal("too_large", "k", expected=expected, got=str(k * objectives))
 
     def _new_session(self, name: str, request: OpenSession) -> SessionLane:
         pool = self._need_pool()
@@ -326,8 +328,7 @@ class Service:
             del self._session_lanes[lane.name]
 
     def _session(self, name: str) -> SessionLane:
-        if self._draining is not None:
-            raise _draining()
+        self._taking(None)
         if name not in self._session_lanes:
             raise Refusal(
                 "not_found",

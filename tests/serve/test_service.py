@@ -143,6 +143,7 @@ async def test_select_is_the_pools_order(real_pool: Pool) -> None:
         ("FFA", True, "invalid"),
         ("FFA", "3", "invalid"),
         ("FFA", 1001, "too_large"),
+        (["FFA", "PPA"], 501, "too_large"),
         (["FFA"] * 65, 1, "too_large"),
         ("FFA" + " + FFA" * 1000, 1, "too_large"),
     ],
@@ -332,7 +333,10 @@ async def test_a_warm_up_that_fails_is_no_start() -> None:
     with pytest.raises(ZeroDivisionError):
         await served.start()
     assert served.state == "starting"
+    for request in (served.next("run", 0), served.session("run"), served.close_session("run")):
+        assert (await refusal(request)).code == "starting"
     await served.drain()
+    assert (await refusal(served.next("run", 0))).code == "draining"
 
 
 @on_loop
