@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -24,7 +25,7 @@ SESSIONS_KEPT = 32
 MESSAGES_KEPT = 512  # that a page which comes back is still given one by one
 PAGES = 32  # that may watch at once
 ALIVE_S = 2.0
-LATENCY_S = 0.5  # histograms are sent at most so often but for a choice
+LATENCY_S = 0.5  # histograms are made at most so often, once for all pages
 
 
 class Trial(msgspec.Struct):
@@ -54,8 +55,18 @@ class SessionRecord:
     objectives: list[str] = field(default_factory=list)
     strategy: str = ""
     problem: str | None = None
+    fresh: bool = True  # the latest choice
     trials: dict[int, Trial] = field(default_factory=dict)
     latency: Latencies = field(default_factory=Latencies)
+
+    def add(self, trial: Trial) -> None:
+        """A new choice. Trials with its number or a later one are of an older session."""
+        for number in [number for number in self.trials if number >= trial.trial]:
+            del self.trials[number]
+        self.trials[trial.trial] = trial
+        while len(self.trials) > TRIALS_KEPT:
+            del self.trials[next(iter(self.trials))]
+        self.latency.add(trial.latency_ms, trial.late)
 
     def about(self) -> dict[str, Any]:
         """Without its trials."""
@@ -83,20 +94,24 @@ class Board:
         self._messages: deque[tuple[int, bytes]] = deque(maxlen=MESSAGES_KEPT)
         self._sessions: dict[str, SessionRecord] = {}
         self._predict = Latencies()
+        self._seen, self._shown = 0, -1  # latencies, and of them those in the summary
+        self._summary: dict[str, Any] = {}
+        self._summary_text, self._summary_at = b"", -math.inf
         self._pages: set[asyncio.Event] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._following: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to follow, on the running loop; once begun, nothing happens."""
+    def start(self) -> asyncio.Task[None]:
+        """Follow, on the running loop, until the service ends or `stop`; begun once."""
         if self._following is not None:
-            return
+            return self._following
         subscription = self._service.events.subscribe()
         for name in self._service.sessions():
             self._look_up(self._session(name))
         for event in self._service.events.latest:
             self._take(event)
         self._following = asyncio.create_task(self._follow(subscription))
+        return self._following
 
     async def stop(self) -> None:
         """Follow no longer."""
@@ -127,19 +142,19 @@ class Board:
         self._pages.add(news)
         try:
             yield b"retry: 1000\n\n"
-            cursor, told, heard_at = self._cursor(last), -1, 0.0
+            cursor, told, heard_at = self._cursor(last), b"", 0.0
             while True:
                 news.clear()
                 if cursor is None or self._lost(cursor):
-                    cursor, told = self._count, self._measured()  # what comes later comes after
+                    cursor, told = self._count, self._latency()  # what comes later comes after
                     yield _message("snapshot", self.snapshot(), self._id(cursor))
                     continue  # a page that was slow to take it may be behind again
                 for number, text in self._after(cursor):
                     cursor = number
                     yield text
-                if told != self._measured():
-                    told = self._measured()
-                    yield _message("latency", self._latency())
+                if told is not self._latency():
+                    told = self._latency()
+                    yield told
                 if time.monotonic() - heard_at >= ALIVE_S:
                     heard_at = time.monotonic()
                     yield _message("alive", {"state": self._service.state, "now": time.time()})
@@ -152,6 +167,7 @@ class Board:
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that the page shows."""
+        self._latency()
         return {
             "life": self._life,
             "about": self._about(),
@@ -162,20 +178,22 @@ class Board:
                 record.about() | {"trials": list(record.trials.values())}
                 for record in self._sessions.values()
             ],
-            "latency": self._latency(),
+            "latency": self._summary,
         }
 
     def _about(self) -> dict[str, Any]:
         about = self._service.about()
         return {"model": about.model, "version": about.version, "subjects": about.subjects}
 
-    def _latency(self) -> dict[str, Any]:
-        sessions = {name: record.latency.summary() for name, record in self._sessions.items()}
-        return {"sessions": sessions, "predict": self._predict.summary()}
-
-    def _measured(self) -> int:
-        """How many latencies were seen."""
-        return self._predict.count + sum(r.latency.count for r in self._sessions.values())
+    def _latency(self) -> bytes:
+        """The message of all latencies, the same one until there is a new one."""
+        now = time.monotonic()
+        if self._seen != self._shown and now - self._summary_at >= LATENCY_S:
+            self._shown, self._summary_at = self._seen, now
+            sessions = {name: record.latency.summary() for name, record in self._sessions.items()}
+            self._summary = {"sessions": sessions, "predict": self._predict.summary()}
+            self._summary_text = _message("latency", self._summary)
+        return self._summary_text
 
     async def _follow(self, subscription: AsyncIterator[Event]) -> None:
         async for event in subscription:
@@ -185,13 +203,13 @@ class Board:
         match event:
             case ChoiceEvent():
                 record = self._session(event.session)
-                fields = {name: getattr(event, name) for name in _CHOICE_FIELDS}
-                trial = Trial(**fields)
-                record.trials[event.trial] = trial
-                while len(record.trials) > TRIALS_KEPT:
-                    del record.trials[next(iter(record.trials))]
-                record.latency.add(event.latency_ms, event.late)
+                trial = Trial(**{name: getattr(event, name) for name in _CHOICE_FIELDS})
+                record.add(trial)
+                self._seen += 1
                 self._tell("choice", {"session": event.session, "trial": trial})
+                fresh, record.fresh = record.fresh, event.source == "fresh"
+                if not (fresh and record.fresh):  # why the ranking is behind, or that it is not
+                    self._look_up(record)
             case TellEvent():
                 self._settle(event, "told", event.response)
             case SkipEvent():
@@ -204,6 +222,7 @@ class Board:
                     self._look_up(record)
             case PredictEvent():
                 self._predict.add(event.latency_ms)
+                self._seen += 1
             case StateEvent():
                 self._tell("state", {"state": event.state})
 

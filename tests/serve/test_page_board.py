@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -214,11 +215,72 @@ def test_latencies_are_counted_and_ranked():
     assert np.mean(latest <= summary["p99"]) == pytest.approx(0.99, abs=0.001)
 
 
-def test_no_latency_has_no_quantile():
-    assert Latencies().summary() | {"counts": 0} == {
-        "count": 0,
-        "late": 0,
-        "counts": 0,
-        "p50": None,
-        "p99": None,
-    }
+@pytest.mark.parametrize(
+    ("count", "p50", "p99"), [(0, None, None), (1, 0, None), (99, 49, None), (100, 50, 99)]
+)
+def test_a_quantile_needs_latencies_that_tell_it(count, p50, p99):
+    latencies = Latencies()
+    for number in range(count):
+        latencies.add(float(number))
+    summary = latencies.summary()
+    assert (summary["count"], summary["late"], sum(summary["counts"])) == (count, 0, count)
+    assert (summary["p50"], summary["p99"]) == (p50, p99)
+
+
+@on_loop
+async def test_latencies_are_ranked_once_for_all_pages(monkeypatch):
+    monkeypatch.setattr(board_module, "LATENCY_S", 0.01)
+    ranked = []
+    summary = Latencies.summary
+    monkeypatch.setattr(Latencies, "summary", lambda one: ranked.append(one) or summary(one))
+    async with watched() as (service, board):
+        readers = [Reader(board) for _ in range(3)]
+        for read in readers:
+            await read("snapshot")
+        assert len(ranked) == 1
+        service.predict(40.0)
+        for read in readers:
+            _, latency = await read("latency")
+            assert latency["predict"]["count"] == 1
+        assert len(ranked) == 2
+        monkeypatch.setattr(board_module, "LATENCY_S", 3600.0)
+        service.predict(40.0)
+        await settled()
+        await Reader(board)("snapshot")
+        assert len(ranked) == 2
+
+
+@on_loop
+async def test_a_name_that_is_used_again_begins_anew():
+    async with watched() as (service, board):
+        for trial in range(4):
+            service.choose("run-1", trial, "old")
+        service.choose("run-1", 0, "new")
+        await settled()
+        assert [trial.image for trial in board.snapshot()["sessions"][0]["trials"]] == ["new"]
+        service.choose("run-1", 1, "new")
+        await settled()
+        assert [trial.trial for trial in board.snapshot()["sessions"][0]["trials"]] == [0, 1]
+
+
+@on_loop
+async def test_a_ranking_that_fails_is_told_and_so_is_its_end():
+    class Failing(TellingService):
+        problem = None
+
+        async def session(self, name):
+            return msgspec.structs.replace(await super().session(name), problem=self.problem)
+
+    async with watched(Failing()) as (service, board):
+
+        async def shown(trial, source, problem):
+            service.problem = problem
+            service.choose("run-1", trial, "a", source=source)
+            await settled()
+            return board.snapshot()["sessions"][0]["problem"]
+
+        service.open_session("run-1")
+        assert await shown(0, "fallback", None) is None
+        assert await shown(1, "fallback", "singular") == "singular"
+        assert await shown(2, "stale", "no memory") == "no memory"
+        assert await shown(3, "fresh", None) is None
