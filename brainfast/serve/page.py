@@ -6,18 +6,19 @@ import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from .board import Board
+from .http_body import draining
 from .page_images import SIDES, PoolImages
 from .refusal import Refusal, refusal_of
 from .service import Service
@@ -76,6 +77,13 @@ def page_router(service: Service, images: Path | None = None) -> APIRouter:
     return router
 
 
+class MadeMap(NamedTuple):
+    """A map, and its parts as they go over the wire: zipping them takes too long for the loop."""
+
+    drawn: PageMap
+    zipped: dict[str, bytes]
+
+
 class LivePage:
     """Answers the page's requests. Responses and pictures are computed on one thread of their own,
     one at a time: however many pages watch, sessions meet with one more thread and no more."""
@@ -85,10 +93,11 @@ class LivePage:
         self._board = Board(service)
         self._images = PoolImages(images, service.pool, service.limits)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="brainfast-page")
+        self._drawing = ThreadPoolExecutor(1, thread_name_prefix="brainfast-map")
         self._turn = asyncio.Lock()
         self._waiting = 0
         self._wanted: dict[str, str] = {}
-        self._map: asyncio.Future[PageMap] | None = None
+        self._map: asyncio.Future[MadeMap] | None = None
         self._jpeg = lru_cache(KEPT)(self._images.jpeg)
         self._values = lru_cache(KEPT)(_packed)
 
@@ -98,14 +107,38 @@ class LivePage:
         self._start()
         yield
         await self._board.stop()
+        self._end_map()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _start(self) -> asyncio.Future[PageMap]:
-        if self._map is None:
-            self._board.start()
-            loop = asyncio.get_running_loop()
-            self._map = loop.run_in_executor(None, _make_map, self._service.pool)
+    def _start(self) -> asyncio.Future[MadeMap]:
+        if self._map is not None:
+            return self._map
+        following, loop = self._board.start(), asyncio.get_running_loop()
+
+        def hand_over(made: Future[MadeMap]) -> None:
+            with suppress(RuntimeError):  # the loop was closed: nobody waits
+                loop.call_soon_threadsafe(self._settle, made)
+
+        self._map = loop.create_future()
+        following.add_done_callback(lambda _: self._end_map())
+        self._drawing.submit(_make_map, self._service.pool).add_done_callback(hand_over)
         return self._map
+
+    def _settle(self, made: Future[MadeMap]) -> None:
+        if self._map is None or self._map.done():
+            return
+        error = made.exception()
+        if error is None:
+            self._map.set_result(made.result())
+        else:
+            self._map.set_exception(error)
+
+    def _end_map(self) -> None:
+        """The service ends: nobody waits any longer for a map that is not there yet."""
+        if self._map is not None and not self._map.done():
+            self._map.set_exception(draining())
+            self._map.exception()  # or asyncio would complain where nobody waited
+        self._drawing.shutdown(wait=False, cancel_futures=True)
 
     async def index(self) -> Response:
         """The page."""
@@ -155,7 +188,7 @@ class LivePage:
             self._wanted.clear()
         self._wanted[viewer] = image
         try:
-            drawn = await asyncio.shield(self._start())
+            drawn = (await asyncio.shield(self._start())).drawn
             if drawn.values is None:
                 got = json.loads(drawn.about)["note"]
                 raise Refusal("not_found", "map", expected="a pool with its engine", got=got)
@@ -176,18 +209,17 @@ class LivePage:
             found = await self._in_turn(lambda: self._jpeg(image, SIDES[size]))
         except Exception as error:
             return _refused(refusal_of(error))
-        headers = {**SAFE, "Cache-Control": "private, max-age=3600"}
-        return Response(found, media_type="image/jpeg", headers=headers)
+        return Response(found, media_type="image/jpeg", headers=SAFE)
 
     async def _of_map(self, request: Request, part: str, kind: str) -> Response:
         try:
-            drawn = await asyncio.shield(self._start())
+            made = await asyncio.shield(self._start())
         except Exception as error:
             return _refused(refusal_of(error))
-        body: bytes = getattr(drawn, part)
+        body: bytes = getattr(made.drawn, part)
         headers = {**SAFE, "Vary": "Accept-Encoding"}
         if "gzip" in request.headers.get("accept-encoding", ""):
-            body, headers["Content-Encoding"] = _zipped(body), "gzip"
+            body, headers["Content-Encoding"] = made.zipped[part], "gzip"
         return Response(body, media_type=kind, headers=headers)
 
     async def _in_turn(
@@ -213,10 +245,12 @@ class LivePage:
             self._waiting -= 1
 
 
-def _make_map(pool: Any) -> PageMap:
+def _make_map(pool: Any) -> MadeMap:
     from .page_maps import page_map  # and with it matplotlib and the meshes, which take seconds
 
-    return page_map(pool)
+    drawn = page_map(pool)
+    parts = {"about": drawn.about, "raster": drawn.raster}
+    return MadeMap(drawn, {name: gzip.compress(part, 6) for name, part in parts.items()})
 
 
 def _packed(drawn: PageMap, image: str) -> bytes:
@@ -227,11 +261,6 @@ def _packed(drawn: PageMap, image: str) -> bytes:
 @lru_cache
 def _asset(name: str) -> bytes:
     return files("brainfast.serve").joinpath("page", name).read_bytes()
-
-
-@lru_cache(4)
-def _zipped(body: bytes) -> bytes:
-    return gzip.compress(body, 6)
 
 
 def _refused(refusal: Refusal) -> Response:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import copy
 import gzip
 import hashlib
 import io
 import json
+import threading
 
 import httpx
 import numpy as np
@@ -13,8 +16,10 @@ from fastapi import FastAPI
 from PIL import Image
 
 from brainfast.data.simulated_cortex import visual_cortex
+from brainfast.errors import BrainfastError
 from brainfast.flat_mesh import data_boxes, flat_mesh, raster
 from brainfast.maps import value_map
+from brainfast.serve import page as page_module
 from brainfast.serve.flat_raster import (
     NO_TRIANGLE,
     colour_limit,
@@ -24,7 +29,7 @@ from brainfast.serve.flat_raster import (
 from brainfast.serve.page import FILES, page_router
 from brainfast.vertex_space import VertexSpace
 from page_world import TellingService, make_pool, painted, unpack, write_images
-from serve_world import on_loop
+from serve_world import Gate, happens, on_loop
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +47,10 @@ def pool(images, tmp_path_factory):
 def client(service, folder=None):
     app = FastAPI()
     app.include_router(page_router(service, folder))
+    return open_client(app)
+
+
+def open_client(app):
     return httpx.AsyncClient(
         transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1", timeout=60
     )
@@ -157,6 +166,60 @@ async def test_values_are_the_pools_response_in_bytes(pool, images):
 
 
 @on_loop
+async def test_the_map_is_zipped_on_its_own_thread_and_once(pool, monkeypatch):
+    threads = []
+    compress = gzip.compress
+
+    def zipped(*arguments):
+        threads.append(threading.current_thread().name)
+        return compress(*arguments)
+
+    monkeypatch.setattr(page_module.gzip, "compress", zipped)
+    async with client(TellingService(pool)) as page:
+        for _ in range(2):
+            for path in ("/v1/flat", "/v1/flat/raster"):
+                reply = await page.get(path)
+                assert reply.headers["content-encoding"] == "gzip"
+    assert [name.rpartition("_")[0] for name in threads] == ["brainfast-map"] * 2
+
+
+@pytest.mark.parametrize("how", ["the service ends", "the application ends"])
+@on_loop
+async def test_a_map_that_is_still_being_made_holds_no_server_up(monkeypatch, how):
+    gate = Gate()
+    monkeypatch.setattr(page_module, "_make_map", lambda _: gate.wait())
+    service = TellingService()
+    app = FastAPI()
+    app.include_router(page_router(service))
+    try:
+        async with open_client(app) as page, contextlib.AsyncExitStack() as ending:
+            await ending.enter_async_context(app.router.lifespan_context(app))
+            asking = [asyncio.create_task(page.get(path)) for path in ("/v1/flat",) * 2]
+            await happens(gate.entered)
+            if how == "the service ends":
+                service.events.close()
+            else:
+                await ending.aclose()
+            for reply in await asyncio.gather(*asking):
+                assert (reply.status_code, reply.json()["code"]) == (503, "draining")
+            assert (await page.get("/v1/flat")).status_code == 503
+            await asyncio.get_running_loop().shutdown_default_executor()  # as asyncio.run does
+    finally:
+        gate.open()
+
+
+@on_loop
+async def test_a_map_that_cannot_be_made_is_an_error(monkeypatch):
+    def fail(_):
+        raise BrainfastError("mesh", expected="one", got="none")
+
+    monkeypatch.setattr(page_module, "_make_map", fail)
+    async with client(TellingService()) as page:
+        reply = await page.get("/v1/flat")
+        assert (reply.status_code, reply.json()["code"]) == (400, "invalid")
+
+
+@on_loop
 async def test_vertices_on_no_mesh_are_means_of_regions(pool, images):
     bare = copy.copy(pool)
     bare.engine = copy.copy(pool.engine)
@@ -201,6 +264,7 @@ async def test_a_picture_is_the_pools_image(pool, images):
         for size, side in {"large": 32, "small": 32}.items():
             reply = await page.get("/v1/picture", params={"image": pool.names[5], "size": size})
             assert reply.headers["content-type"] == "image/jpeg"
+            assert reply.headers["cache-control"] == "no-cache"  # another pool has such names too
             picture = Image.open(io.BytesIO(reply.content))
             assert max(picture.size) == side
             red, _, blue = picture.getpixel((16, 2))
