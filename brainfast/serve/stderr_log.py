@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from logging.handlers import QueueHandler, QueueListener
 
 LINES = 1000  # that wait for a reader; what comes then is lost
+END_S = 1.0  # for the last lines to be read
 LEVELS = {"brainfast.serve": logging.INFO, "uvicorn": logging.WARNING}
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
@@ -35,5 +37,11 @@ def log_to_stderr() -> Iterator[None]:
     finally:
         for name in LEVELS:
             logging.getLogger(name).removeHandler(handler)
-        if not lines.full():  # else nobody reads, and it would wait for ever
-            listener.stop()
+        ending = threading.Thread(target=_stop, args=(listener,), name="log-end", daemon=True)
+        ending.start()
+        ending.join(END_S)  # where nobody reads, the listener would be waited for without end
+
+
+def _stop(listener: QueueListener) -> None:
+    with suppress(queue.Full):  # nobody reads: its thread ends with the process
+        listener.stop()
