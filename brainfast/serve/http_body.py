@@ -39,15 +39,18 @@ class Bodies:
     """Reads bodies, each and all together within bounds, and works on them off the loop."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits, self._held = limits, 0
+        self._limits, self._held, self._closed = limits, 0, False
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="http-body")
 
     def close(self) -> None:
-        """End the threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """End the threads when they have done what was begun: answers may be among it."""
+        self._closed = True
+        self._threads.shutdown(wait=False)
 
     async def off_loop(self, work: Callable[..., T], *arguments: Any) -> T:
-        """What `work` returns, from a thread."""
+        """What `work` returns, from a thread; once closed a Refusal."""
+        if self._closed:
+            raise draining()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, work, *arguments)
 
@@ -145,6 +148,18 @@ def too_large(got: str, most: int) -> Refusal:
         expected=f"at most {most} bytes",
         got=got,
         remedy="send fewer or smaller images, in binary",
+    )
+
+
+def draining() -> Refusal:
+    """The refusal of what a server that ends has no thread for any more."""
+    return Refusal(
+        "draining",
+        "server",
+        expected="one that takes requests",
+        got="one that ends",
+        remedy="ask the server that takes its place",
+        retry_after_s=1.0,
     )
 
 

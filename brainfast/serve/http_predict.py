@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from email.message import Message
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from ..errors import BrainfastError
 from ..vertex_space import VertexSpace
-from .http_body import Bodies, from_base64, multipart, while_connected
+from .http_body import SMALL, Bodies, Part, from_base64, multipart, while_connected
 from .http_numbers import json_rows
 from .requests import Id
 from .service import Service
@@ -79,12 +79,16 @@ class Asking:
         options = _listed(request.query_params.multi_items())
         async with self.bodies.read(request) as body:
             if media != FORM:
-                yield [bytes(body)] if body else [], _options(options, kind)
+                file = await self._copy(body)
+                yield [file] if file else [], _options(options, kind)
                 return
             parts = await self.bodies.off_loop(multipart, body, boundary)
-            fields = [(p.name, p.data.decode("utf-8", "replace")) for p in parts if not p.filename]
+            fields = _fields(parts)
             files = [part.data for part in parts if part.filename]
             yield files, _options(options | _listed(fields), kind)
+
+    async def _copy(self, body: bytearray) -> bytes:
+        return bytes(body) if len(body) <= SMALL else await self.bodies.off_loop(bytes, body)
 
 
 def predict_router(service: Service, bodies: Bodies) -> APIRouter:
@@ -185,6 +189,20 @@ def _media_type(request: Request) -> tuple[str, str]:
     header["content-type"] = request.headers.get("content-type", BINARY)
     boundary = header.get_param("boundary", "")
     return header.get_content_type(), boundary if isinstance(boundary, str) else ""
+
+
+def _fields(parts: Sequence[Part]) -> list[tuple[str, str]]:
+    """Names and texts of the parts that are no files; a file without a name is told from them."""
+    fields = [part for part in parts if not part.filename]
+    size = sum(len(part.data) for part in fields)
+    if size > SMALL:
+        largest = max(fields, key=lambda part: len(part.data))
+        raise BrainfastError(
+            f"part {largest.name!r:.80}",
+            expected=f"a file name, or at most {SMALL} bytes in all parts without one",
+            got=f"no file name and {size} bytes",
+        )
+    return [(part.name, part.data.decode("utf-8", "replace")) for part in fields]
 
 
 def _listed(pairs: list[tuple[str, str]]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class HttpServer:
         return self._task
 
     async def stop(self) -> None:
-        """Send what was answered, close every connection and the socket."""
+        """Send what was answered, close every connection and the socket; again it does nothing."""
         self._server.should_exit = True
         if self._task is not None:
             with suppress(asyncio.CancelledError):

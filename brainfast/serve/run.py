@@ -124,6 +124,8 @@ async def _serve(plan: Plan) -> None:
             zmq.service = service
         app = _app(plan, service)
         await ending.enter_async_context(app.router.lifespan_context(app))
+        if http is not None:  # the last answers are written on threads that end with the lifespan
+            ending.push_async_callback(http.stop)
         ending.push_async_callback(service.drain)
         gate.open(app)
         await _unless(stop, service.start())
@@ -221,6 +223,5 @@ def _end_threads() -> None:
     for thread in others:
         thread.join(max(0.0, end - time.monotonic()))
     if any(thread.is_alive() for thread in others):
-        sys.stdout.flush()
-        sys.stderr.flush()
+        sys.stdout.flush()  # stderr keeps no lines, and may have no reader
         os._exit(0)

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import serve_world as world
-from brainfast.serve.http_body import multipart
+from brainfast.serve.http_body import THREADS, Bodies, multipart
 from brainfast.serve.http_numbers import json_numbers, read_bytes_u8
 from brainfast.serve.http_server import http_app
+from brainfast.serve.limits import Limits
 from serve_http import Asking, assert_refused, b64, client, ready
-from serve_world import on_loop
+from serve_world import Gate, happens, on_loop
 
 BINARY = {"Accept": "application/octet-stream"}
 
@@ -179,6 +180,49 @@ async def test_forms_that_are_none(body: bytes) -> None:
         assert_refused(
             await http.post("/v1/predict", content=body, headers=kind), 400, "invalid", "expected"
         )
+
+
+@on_loop
+async def test_a_file_without_a_name_is_no_field() -> None:
+    def form(size: int, count: int) -> bytes:
+        head = b"--x\r\nContent-Disposition: form-data; name=image\r\n\r\n"
+        return (head + b"a" * size + b"\r\n") * count + b"--x--\r\n"
+
+    async with client(await ready()) as http:
+        for size, count in (((1 << 16) + 1, 1), (1 << 14, 5)):
+            answer = await http.post(
+                "/v1/predict",
+                content=form(size, count),
+                headers={"Content-Type": "multipart/form-data; boundary=x"},
+            )
+            assert_refused(answer, 400, "invalid", "part 'image': expected a file name")
+
+
+@on_loop
+async def test_a_large_body_is_the_same_image() -> None:
+    data = world.file(1, "BMP") + bytes(1 << 17)  # what follows the image is not read
+    async with client(await ready()) as http:
+        whole = await http.post("/v1/predict", content=data)
+        small = await http.post("/v1/predict", content=world.file(1, "BMP"))
+    assert whole.json() == small.json()
+
+
+@on_loop
+async def test_answers_that_are_being_written_are_written_to_their_end() -> None:
+    bodies = Bodies(Limits())
+    gates = [Gate() for _ in range(THREADS)]
+    held = [asyncio.create_task(bodies.off_loop(gate.wait)) for gate in gates]
+    for gate in gates:
+        await happens(gate.entered)
+    queued = asyncio.create_task(bodies.off_loop(str, 7))
+    await asyncio.sleep(0)
+    bodies.close()
+    late = await world.refusal(bodies.off_loop(str, 8))
+    assert late.code == "draining"
+    for gate in gates:
+        gate.open()
+    assert await queued == "7"
+    await asyncio.gather(*held)
 
 
 def test_parts_keep_every_byte() -> None:

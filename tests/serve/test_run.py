@@ -23,8 +23,10 @@ import serve_process
 import serve_world as world
 from brainfast.errors import BrainfastError
 from brainfast.serve import AsyncClient, Refusal
-from brainfast.serve.listening import HttpAddress
-from brainfast.serve.run import check_addresses
+from brainfast.serve.http_body import Bodies
+from brainfast.serve.listening import HttpAddress, HttpServer
+from brainfast.serve.run import Plan, check_addresses, run
+from brainfast.serve.service import Service
 
 PATIENCE_S = world.PATIENCE_S
 TESTS = Path(serve_process.__file__).parent
@@ -183,6 +185,32 @@ def test_an_engine_that_hangs_does_not_hold_the_process(
     code, log = server.ended()
     assert code == 0
     assert "engine did not end" in log
+
+
+def test_answers_leave_before_what_writes_them_ends(monkeypatch: Any) -> None:
+    ends: list[str] = []
+
+    def ending(kind: type, name: str) -> None:
+        method = getattr(kind, name)
+
+        async def noted(one: Any) -> None:
+            await method(one)
+            ends.append(f"{kind.__name__}.{name}")
+
+        monkeypatch.setattr(kind, name, noted)
+
+    async def begun(service: Service) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    close = Bodies.close
+    monkeypatch.setattr(Bodies, "close", lambda one: ends.append("Bodies.close") or close(one))
+    monkeypatch.setattr(Service, "start", begun)
+    monkeypatch.setattr("brainfast.serve.run._end_threads", lambda: None)  # of the tests' process
+    ending(Service, "drain")
+    ending(HttpServer, "stop")
+    address = HttpAddress.parse("127.0.0.1:0")
+    run(Plan(lambda: (world.engine(), None), "toy", address, None, tell=lambda _: None))
+    assert ends[:3] == ["Service.drain", "HttpServer.stop", "Bodies.close"]
 
 
 def test_an_address_that_is_taken_is_one_line(tmp_path: Path) -> None:
