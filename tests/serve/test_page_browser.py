@@ -257,6 +257,56 @@ def test_what_is_not_as_it_should_be_is_said_in_words_and_shapes(pool, images, o
         server.stop()
 
 
+def test_no_response_stays_under_another_picture(pool, images, open_page):
+    service = TellingService(pool)
+    server = Server(service, images)
+    try:
+        page = open_page(server.url, expected="ERR_|Failed")
+        page.wait_for_selector("#canvas-lh", state="attached")
+        bare = page.evaluate(CANVAS, "lh")
+        server.call(service.choose, "run-1", 0, pool.names[0])
+        page.wait_for_selector(f'#cortex[data-image="{pool.names[0]}"]')
+        assert page.evaluate(CANVAS, "lh") != bare
+        held = []
+        page.route("**/v1/flat/response?*", lambda route: held.append(route))
+        server.call(service.choose, "run-1", 1, pool.names[1])
+        page.wait_for_selector("#cortex:not([data-image])")
+        assert page.evaluate(CANVAS, "lh") == bare
+        shows(page, "#trial", "1")
+        wait_until(lambda: page.evaluate("1") and held)
+        held[0].abort()
+        page.get_by_text("No response").wait_for()
+        page.unroute_all()
+        server.call(service.choose, "run-1", 2, pool.names[2])
+        page.wait_for_selector(f'#cortex[data-image="{pool.names[2]}"]')
+        shows(page, "#map-note", "")
+    finally:
+        server.call(service.become, "closed")
+        server.stop()
+
+
+def test_a_name_that_is_used_again_shows_the_new_session(pool, images, open_page):
+    service = TellingService(pool)
+    server = Server(service, images)
+    try:
+        page = open_page(server.url, expected="ERR_")
+        page.wait_for_selector("#canvas-lh", state="attached")
+        for trial in range(3):
+            server.call(service.choose, "run-1", trial, pool.names[trial])
+        shows(page, "#trial", "2")
+        page.locator("#strip button").nth(1).click()
+        shows(page, "#trial", "1")
+        server.call(service.choose, "run-1", 0, pool.names[4])
+        shows(page, "#image", pool.names[4])
+        assert page.locator("#chosen-title").text_content() == "Image chosen"
+        assert page.locator("#strip li").count() == 1
+        shows(page, "#next-count", "n = 4")
+        assert page.locator("#next-numbers").text_content() == "p50 3 ms"  # too few for a p99
+    finally:
+        server.call(service.become, "closed")
+        server.stop()
+
+
 def test_the_page_finds_a_server_that_was_restarted(pool, images, open_page):
     first = Server(TellingService(pool), images)
     first.call(first.service.open_session, "run-1")

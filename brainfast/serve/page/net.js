@@ -1,7 +1,7 @@
 // Replies of the server, or errors in its words.
 
-export async function answered(path) {
-  const reply = await fetch(path);
+export async function answered(path, signal) {
+  const reply = await fetch(path, { signal });
   if (reply.ok) return reply;
   const { error } = await reply.json().catch(() => ({ error: reply.statusText }));
   throw new Error(error);

@@ -73,6 +73,7 @@ const take = {
   },
   choice({ session: name, trial }) {
     const one = known(name);
+    if (trial.status === "outstanding") forget(name, trial.trial);
     const isNew = !one.trials.has(trial.trial);
     one.trials.set(trial.trial, trial);
     if (one.trials.size > KEPT) one.trials.delete(one.trials.keys().next().value);
@@ -100,6 +101,13 @@ const take = {
     take.state(data);
   },
 };
+
+// A choice is new: trials with its number or a later one are of an older session of the same name.
+function forget(name, from) {
+  const { trials } = known(name);
+  for (const number of [...trials.keys()]) if (number >= from) trials.delete(number);
+  if (name === shown.session && shown.pinned >= from) shown.pinned = null;
+}
 
 function record(one) {
   return { ...one, trials: new Map(one.trials.map((trial) => [trial.trial, trial])) };
@@ -234,7 +242,7 @@ function drawStrip() {
 function drawLatency() {
   if (!shown.latency.predict) return;
   const next = shown.latency.sessions[shown.session];
-  const none = { count: 0, counts: [], p50: null, late: 0 };
+  const none = { count: 0, counts: [], p50: null, p99: null, late: 0 };
   draw("next", next ?? none, session()?.deadline_ms);
   draw("predict", shown.latency.predict, null);
 }
@@ -243,7 +251,7 @@ function draw(id, latency, deadline) {
   histogram($(id), { ...latency, edges: shown.edges }, deadline);
   const late = deadline ? ` ${latency.late ? `${LATE} ` : ""}${latency.late} late` : "";
   const count = latency.count ? `n = ${latency.count}${late ? "," : ""}${late}` : "none yet";
-  const quantiles = latency.count ? [["p50", latency.p50], ["p99", latency.p99]] : [];
+  const quantiles = ["p50", "p99"].map((name) => [name, latency[name]]).filter(([, ms]) => ms !== null);
   put(`${id}-count`, count);
   const parts = quantiles.map(([name, ms]) => {
     const part = document.createElement("span");

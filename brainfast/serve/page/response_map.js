@@ -6,6 +6,8 @@ import { signed } from "./plots.js";
 
 const AGAIN_MS = 2000;
 const PASSED_OVER_MS = 300;
+const CLEAR_MS = 200; // that an older response may stay: clearing at once would flash
+const LONGEST_MS = 15000;
 const $ = (id) => document.getElementById(id);
 
 export class ResponseMap {
@@ -15,10 +17,16 @@ export class ResponseMap {
     this.life = null; // of the server
     this.wanted = null; // the image to show
     this.painted = null; // the one that is drawn, or asked for
+    this.clearing = null; // timer
   }
 
   // What is drawn, and the pixels of the flat map, once for every life of the server.
   async load(life) {
+    if (life !== this.life) {
+      this.clear();
+      this.about = this.painted = null;
+      note("The map is being drawn.");
+    }
     this.life = life;
     try {
       const about = await (await answered("v1/flat")).json();
@@ -35,13 +43,11 @@ export class ResponseMap {
   use(about, bytes) {
     $("hemispheres").replaceChildren();
     $("hemispheres").hidden = about.kind !== "flat";
-    $("bars").replaceChildren();
     $("bars").hidden = about.kind !== "bars";
     $("key").hidden = about.limit === undefined;
-    note(about.note ?? "");
     this.about = about;
     this.cortex = bytes ? new Cortex($("hemispheres"), about, bytes) : null;
-    this.cortex?.paint(null);
+    this.clear();
     if (about.limit !== undefined) drawKey(about);
     this.painted = null;
     this.show(this.wanted);
@@ -52,10 +58,11 @@ export class ResponseMap {
     this.wanted = image;
     if (!this.about || this.about.kind === "none" || image === this.painted) return;
     this.painted = image;
-    if (image === null) return this.cortex?.paint(null);
+    if (image === null) return this.clear();
+    this.clearing ??= setTimeout(() => this.clear(), CLEAR_MS);
     const query = `image=${encodeURIComponent(image)}&viewer=${viewer}`;
     try {
-      const reply = await answered(`v1/flat/response?${query}`);
+      const reply = await answered(`v1/flat/response?${query}`, AbortSignal.timeout(LONGEST_MS));
       if (this.painted !== image) return;
       if (reply.status === 204) {
         this.painted = null; // another request of ours came after this one
@@ -66,13 +73,27 @@ export class ResponseMap {
     } catch (error) {
       if (this.painted !== image) return;
       this.painted = null;
-      this.cortex?.paint(null);
+      this.clear();
       note(`No response: ${error.message}`);
     }
   }
 
+  // Of what is not known nothing is shown, least of all another image's response.
+  clear() {
+    this.settled();
+    this.cortex?.paint(null);
+    $("bars").replaceChildren();
+    delete $("cortex").dataset.image;
+  }
+
+  settled() {
+    clearTimeout(this.clearing);
+    this.clearing = null;
+    note(this.about?.note ?? "");
+  }
+
   paint(values, image) {
-    note(this.about.note ?? "");
+    this.settled();
     if (this.cortex) this.cortex.paint(values);
     else drawBars(this.about, values);
     $("cortex").dataset.image = image;
