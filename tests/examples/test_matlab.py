@@ -208,19 +208,26 @@ def test_what_passes_is_asked_again_for_the_same_trial(octave: Octave, script: A
 def test_subjects_and_single_numbers(octave: Octave, script: Any, pictures: Path) -> None:
     both = {"response": {"a": [[1, 2]], "b": [[3]]}}
     one = {"response": {"b": [[3, 4, None]]}}
-    script.answers += [(200, both), (200, one), (200, {})]
+    files = [{"response": {"b": [[number, number + 0.5]]}} for number in (1, 2)]
+    script.answers += [(200, both), (200, one), *((200, file) for file in files), (200, {})]
     octave.run(f"""
         {script.bf}
         try, brainfast_predict(bf, '{pictures}/00.png'), catch e, end
         assert(strcmp(e.message, 'subject: expected one of a, b'));
         assert(isequaln(brainfast_predict(bf, '{pictures}/00.png', 'b'), [3 4 NaN]));
+        names = {{'{pictures}/00.png', '{pictures}/21.png'}};
+        assert(isequal(brainfast_predict(bf, names, 'b'), [1 1.5; 2 2.5]));  % a request for each
         brainfast_tell(bf, 0, 2.5);  % one vertex is a list all the same
         disp('done')
     """)
-    encoded = base64.b64encode((pictures / "00.png").read_bytes()).decode()
+    encoded, other = (
+        base64.b64encode((pictures / name).read_bytes()).decode() for name in ("00.png", "21.png")
+    )
     assert [body for _, body, _ in script.came] == [
         {"images_b64": [encoded]},
         {"images_b64": [encoded], "subject": "b"},
+        {"images_b64": [encoded], "subject": "b"},
+        {"images_b64": [other], "subject": "b"},
         {"trial": 0, "betas": [2.5]},
     ]
 
