@@ -9,7 +9,7 @@ from typing import Any
 
 from ..group_engine import GroupEngine
 from ..loop.design_file import design_path
-from ..loop.log import read_log
+from ..loop.log import read_header
 from ..loop.session import Session
 from .refusal import Refusal
 from .requests import SESSION_NAME, OpenSession
@@ -52,7 +52,7 @@ def check_log(name: str, request: OpenSession, log: Path) -> None:
             got=f"no {log.name}",
             remedy="begin it with resume=false",
         )
-    header = read_log(log).header
+    header = read_header(log)
     begun = {"deadline_ms": header.get("deadline_ms"), **header.get("options", {})}
     check_same(name, request, header.get("objectives", []), begun)
 
