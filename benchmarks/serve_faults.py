@@ -22,6 +22,7 @@ from server_process import Server
 FLOODING, EACH = 8, 25  # clients, and requests of each at once: more than may wait
 PACE_S = 0.25  # of the session that goes on meanwhile
 PATIENCE_S = 2.0  # of a request to the trunk that stalls
+AGAIN_S = 0.1  # until it is asked again
 
 DYING = """
 import asyncio, os, signal, sys
@@ -92,6 +93,7 @@ async def stalled_trunk(server: Server, answers: Answers, V: int, stall: Path) -
             start = time.perf_counter()
             while answers.seconds["predict"] == []:
                 await _predict(client, answers, image)
+                await asyncio.sleep(AGAIN_S)
             recovered_s.append(round(time.perf_counter() - start, 2))
 
     await _beside(server, answers, V, "beside-stall", hang)
@@ -141,9 +143,11 @@ async def _beside(
 ) -> None:
     """A session that goes on at its pace until the work is done."""
     async with AsyncClient(server.address, timeout_s=120.0) as client:
+        session = await client.session(name, **SESSION)
         ask = Ask(client, answers, pace_s=PACE_S)
-        going = asyncio.ensure_future(ask.choose(name, V))
+        going = asyncio.ensure_future(ask.choose(session, V))
         try:
+            await asyncio.sleep(4 * PACE_S)
             await work()
         finally:
             ask.stop()

@@ -84,12 +84,9 @@ class Ask:
 
         await self._again(act, offset_s)
 
-    async def choose(
-        self, name: str, V: int, offset_s: float = 0.0, *, resume: bool = False
-    ) -> None:
+    async def choose(self, session: Any, V: int, offset_s: float = 0.0) -> None:
         """A session's life: what was measured for the image before, and half a pace later the next;
         without a pace at once."""
-        session = await self.client.session(name, **({"resume": True} if resume else SESSION))
         betas = np.random.default_rng(0).standard_normal(V).astype(np.float32)
         before: list[Any] = []
 
@@ -102,7 +99,7 @@ class Ask:
                 await asyncio.sleep(self.pace_s / 2)
             with self.answers.timed("next"):
                 choice = await session.next()
-                self.answers.received.append((name, choice.trial, choice.image))
+                self.answers.received.append((session.name, choice.trial, choice.image))
                 self.answers.late += choice.late
                 before.append(choice)
 
@@ -147,9 +144,13 @@ async def load(
         if act == "predict":
             runs = [ask.predict(*each) for ask, *each in zip(asks, images, offsets, strict=True)]
         else:
+            sessions = [
+                await client.session(SUBJECT.format(number), resume=True)
+                for number, client in enumerate(opened)
+            ]
             runs = [
-                ask.choose(SUBJECT.format(number), V, offset, resume=True)
-                for number, (ask, offset) in enumerate(zip(asks, offsets, strict=True))
+                ask.choose(session, V, offset)
+                for ask, session, offset in zip(asks, sessions, offsets, strict=True)
             ]
         going = asyncio.gather(*runs)
         await asyncio.wait([going], timeout=seconds)

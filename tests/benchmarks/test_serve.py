@@ -26,6 +26,8 @@ class RefusedError(Exception):
 class Session:
     """Gives choices at once; refuses every fourth."""
 
+    name = "run"
+
     def __init__(self) -> None:
         self.asked, self.told = 0, []
 
@@ -42,14 +44,10 @@ class Session:
 
 def choices(trials: int, **options) -> tuple[Answers, Session]:
     answers, own = Answers(), Session()
-
-    async def open_session(name, **given):
-        return own
-
-    ask = Ask(SimpleNamespace(session=open_session), answers, **options)
+    ask = Ask(SimpleNamespace(), answers, **options)
 
     async def run():
-        going = asyncio.ensure_future(ask.choose("run", 5))
+        going = asyncio.ensure_future(ask.choose(own, 5))
         while own.asked < trials:
             await asyncio.sleep(0)
         ask.stop()
