@@ -23,8 +23,7 @@ from PIL import Image
 
 from brainfast.engine import Engine
 from brainfast.errors import BrainfastError
-from brainfast.loop import ArrayCandidates
-from brainfast.loop.folding import fold
+from brainfast.loop.folding import as_candidates, folded, sole
 from brainfast.loop.subject import SimulatedSubject, World, groups_of
 from brainfast.pool import Pool
 from brainfast.serve import OpenSession, Service
@@ -50,13 +49,11 @@ def prepare(demo: Path) -> tuple[Pool, Path]:
 
 def simulated(pool: Pool) -> SimulatedSubject:
     """A subject about whom the model is right, but for some of it."""
-    rows = np.arange(len(pool))
-    candidates = ArrayCandidates(pool.rows.decoded(rows), pool.names)
+    candidates = as_candidates(pool)
+    goal = sole(folded(OBJECTIVE, candidates, pool.engine))
     predicted = pool.response(pool.names).values
-    space = pool.engine.space
-    return SimulatedSubject(
-        World(candidates, fold(OBJECTIVE, pool.engine), predicted, groups_of(space))
-    )
+    groups = groups_of(pool.engine.space)
+    return SimulatedSubject(World(candidates, goal, lambda rows: predicted[rows], groups))
 
 
 async def experiment(
@@ -100,6 +97,22 @@ async def take_picture(address: str, path: Path) -> None:
     small.save(path, optimize=True)
 
 
+async def play(
+    service: Service,
+    subject: SimulatedSubject,
+    images: Path,
+    interval_s: float,
+    address: str,
+    picture: Path | None,
+) -> None:
+    """The experiment, and then its picture; without one the page stays."""
+    await experiment(service, subject, images, interval_s)
+    if picture is None:
+        await asyncio.Event().wait()
+    else:
+        await take_picture(address, picture)
+
+
 async def serve(demo: Path, interval_s: float, picture: Path | None) -> None:
     """The experiment, and its page until it is interrupted."""
     pool, images = prepare(demo)
@@ -108,22 +121,26 @@ async def serve(demo: Path, interval_s: float, picture: Path | None) -> None:
     service = Service(pool.engine, name="simulated subject", pool=pool, logs=logs)
     app = FastAPI()
     app.include_router(page_router(service, images))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.1)
     address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
     print(address, flush=True)
     await service.start()
+    playing = asyncio.create_task(
+        play(service, simulated(pool), images, interval_s, address, picture)
+    )
     try:
-        await experiment(service, simulated(pool), images, interval_s)
-        if picture is not None:
-            await take_picture(address, picture)
-            server.should_exit = True
-        await serving
+        ended, _ = await asyncio.wait((serving, playing), return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
     finally:
-        await service.drain()
+        playing.cancel()
         server.should_exit = True
+        await service.drain()
+        await serving
 
 
 def main() -> None:
