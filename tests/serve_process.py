@@ -6,6 +6,7 @@ With "impatient" it gives hardly any time to what was begun when it ends.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -46,6 +47,7 @@ class Held(world.ToyTrunk):
 
 
 def main() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and who it starts inherits
     folder, http, zmq = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 
     def load() -> Any:
