@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from .cli_options import Json, check_sole, image_paths
 from .errors import BrainfastError
 from .files import check_writable
+from .machine import loaded_uncollected
 
 if TYPE_CHECKING:
     from .loop import Replayed
@@ -100,7 +100,7 @@ def rehearse(
         world = _world(model, paths, pool, objective, subject, ncsnr)
         check_enough(schedule, len(world.pool), repeats)
     person = SimulatedSubject(world, model_error=model_error, seed=seed)
-    with Session(
+    session = Session(
         world.pool,
         world.objective,
         deadline_ms=deadline_ms,
@@ -112,13 +112,9 @@ def rehearse(
         min_distance=min_distance,
         ceiling=world.ceiling,
         log=log,
-    ) as session:
-        gc.collect()
-        gc.freeze()  # or a collection of all that was loaded would stop a choice for 0.1 s
-        try:
-            run = rehearse(session, person, schedule, speed=speed, seed=seed, progress=not as_json)
-        finally:
-            gc.unfreeze()
+    )
+    with session, loaded_uncollected():  # a collection of it all would stop a choice
+        run = rehearse(session, person, schedule, speed=speed, seed=seed, progress=not as_json)
     if out is not None:
         from .loop.rehearsal_plot import plot
 

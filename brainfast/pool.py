@@ -45,7 +45,7 @@ from .pool_file import (
     read_items,
     write_items,
 )
-from .pool_fill import Filling, Projection, unflatten
+from .pool_fill import Filling, Projection, opened_with, unflatten
 from .pool_source import read_source
 from .pool_templates import Templates, is_template, read_basis
 from .pool_verify import problems_of
@@ -176,7 +176,7 @@ class Pool:
         scores: list[Floats] = []
         blocks = self.rows.blocks(self.index.items)
         if isinstance(objective, TargetPattern):
-            pattern = objective.fold(self._need_engine("pattern"))
+            pattern = objective.fold(opened_with(self.engine, "pattern"))
             scores += [pattern.score(self._aligned("pattern", block)) for block in blocks]
         else:
             rows, offset = self.templates(objective)
@@ -193,7 +193,7 @@ class Pool:
         Errors: BrainfastError for unknown names, a pool without its engine, or of scores alone.
         """
         names = (names,) if isinstance(names, str) else tuple(names)
-        engine, rows = self._need_engine("response"), self._rows(names)
+        engine, rows = opened_with(self.engine, "response"), self._rows(names)
         found = np.empty((len(rows), engine.space.V), np.float32)
         for block in self.rows.blocks(len(rows)):
             found[block] = engine.head.readout(self._aligned("response", rows[block]))
@@ -272,7 +272,7 @@ class Pool:
                 got="one of scores on some objectives",
                 remedy="build a pool without a projection",
             )
-        return unflatten(self._need_engine(what).head, self.rows.decoded(rows))
+        return unflatten(opened_with(self.engine, what).head, self.rows.decoded(rows))
 
     def add(
         self,
@@ -288,7 +288,7 @@ class Pool:
         Candidates that were removed are left behind. The pool is whole at any moment: the old one
         until the new one is. A killed run goes on when it is called again.
         """
-        engine, sources = self._need_engine("add"), read_source(source, categories)
+        engine, sources = opened_with(self.engine, "add"), read_source(source, categories)
         more = list_items(sources, progress)
         with unchanged(self.path, self.index, self.items) as now:
             self._renew(now)
@@ -344,16 +344,6 @@ class Pool:
                 "candidate", expected=f"a name in the pool {self.path}", got=repr(name)
             )
         return self._row_of[name]
-
-    def _need_engine(self, what: str) -> Engine:
-        if self.engine is None:
-            raise BrainfastError(
-                what,
-                expected="a pool opened with its engine",
-                got="one without",
-                remedy="Pool.open(path, engine)",
-            )
-        return self.engine
 
     def __repr__(self) -> str:
         return f"Pool({self.path}, {describe(self.index)}, {len(self.items.removed)} removed)"

@@ -78,6 +78,18 @@ class Projection:
         return found
 
 
+def opened_with(engine: Engine | None, what: str) -> Engine:
+    """The engine that a pool was opened with; without one, `what` is a BrainfastError."""
+    if engine is None:
+        raise BrainfastError(
+            what,
+            expected="a pool opened with its engine",
+            got="one without",
+            remedy="Pool.open(path, engine)",
+        )
+    return engine
+
+
 def flat_template(template: Any) -> tuple[Floats, Floats]:
     """(rows [O,F], offset [O]) of a template of `folded` or `folded_blobgpt`."""
     parts = template.tokens if hasattr(template, "tokens") else template.latent

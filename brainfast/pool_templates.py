@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,8 @@ from .errors import BrainfastError
 from .files import hash_arrays, load_tensors
 from .objective import Objective
 from .pool_file import BASIS_FILE, Index, damaged
-from .pool_fill import flat_template
+from .pool_fill import flat_template, opened_with
+from .recent import Recent
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -35,7 +35,7 @@ class Templates:
 
     def __init__(self, path: Path, index: Index, engine: Engine | None) -> None:
         self._path, self._index, self._engine = path, index, engine
-        self._kept: OrderedDict[Any, tuple[Floats, Floats]] = OrderedDict()
+        self._kept: Recent[tuple[Floats, Floats]] = Recent(lambda found: found[0].nbytes)
 
     def of(self, objective: Any) -> tuple[Floats, Floats]:
         """Of objectives, or of a template that the engine made."""
@@ -45,25 +45,18 @@ class Templates:
         texts = all(isinstance(term, str) for term in goal.terms)
         # Arrays make a new objective each time, unless the caller keeps one, which is then a key.
         key = goal.terms if texts else goal
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
+        if (kept := self._kept.get(key)) is not None:
+            return kept
         found = self._checked(*self._fold(goal))
         if texts or goal is objective:
             self._keep(key, found)
         return found
 
     def _fold(self, goal: Objective) -> tuple[Floats, Floats]:
-        if self._engine is None:
-            raise BrainfastError(
-                "objective",
-                expected="a pool opened with its engine",
-                got="one without",
-                remedy="Pool.open(path, engine)",
-            )
+        engine = opened_with(self._engine, "objective")
         if not self._index.basis:
-            return flat_template(goal.fold(self._engine))
-        rows = self._in_basis(goal, self._engine)
+            return flat_template(goal.fold(engine))
+        rows = self._in_basis(goal, engine)
         return rows, np.zeros(len(rows), np.float32)
 
     def _checked(self, rows: Floats, offset: Floats) -> tuple[Floats, Floats]:
@@ -78,9 +71,7 @@ class Templates:
     def _keep(self, key: Any, found: tuple[Floats, Floats]) -> None:
         for part in found:
             part.flags.writeable = False
-        self._kept[key] = found
-        while sum(rows.nbytes for rows, _ in self._kept.values()) > _KEPT_BYTES:
-            self._kept.popitem(last=False)
+        self._kept.keep(key, found, _KEPT_BYTES)
 
     def _in_basis(self, goal: Objective, engine: Engine) -> Floats:  # [O,P]
         basis = read_basis(self._path, self._index).astype(np.float64)

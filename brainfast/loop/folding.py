@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import BrainfastError
 from ..objective import Objective
 from ..pool import Pool
-from ..pool_fill import flat_template
+from ..pool_fill import flat_template, opened_with
 from ..target_pattern import TargetPattern
 from .candidates import Candidates, FoldedObjective
 from .design_build import Goal
@@ -58,14 +58,7 @@ class PoolCandidates:
     def asked(self, engine: Engine | None) -> tuple[Pool, Engine]:
         """The pool with its engine: this one, or its own."""
         pool = self._pool if engine is None else self._pool.with_engine(engine)
-        if pool.engine is None:
-            raise BrainfastError(
-                "objective",
-                expected="a pool opened with its engine",
-                got="one without",
-                remedy="Pool.open(path, engine)",
-            )
-        return pool, pool.engine
+        return pool, opened_with(pool.engine, "objective")
 
 
 def as_candidates(pool: Any) -> Candidates:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ..engine import Engine
 from ..group_engine import GroupEngine
+from ..vertex_space import VertexSpace
 from .limits import Limits
 from .requests import About, PoolAbout
 
@@ -15,20 +17,22 @@ KINDS = {"blobgpt": "latent", "factortopy": "tokens"}  # of heads, by what they 
 
 def about(engine: Engine | GroupEngine, name: str, pool: Any, limits: Limits) -> About:
     """The model, its vertices and regions, the pool and the limits."""
-    if isinstance(engine, GroupEngine):
-        subjects, spaces = list(engine.subjects), engine.spaces
-    else:
-        subjects, spaces = [], {"": engine.space}
+    spaces = spaces_of(engine)
     return About(
         version=_version(),
         model=name,
         model_hash=engine.card.model_hash,
-        subjects=subjects,
+        subjects=list(filter(None, spaces)),
         vertices={subject: space.V for subject, space in spaces.items()},
         rois={subject: space.roi_names() for subject, space in spaces.items()},
         pool=None if pool is None else _about_pool(pool),
         limits=limits,
     )
+
+
+def spaces_of(engine: Engine | GroupEngine) -> Mapping[str, VertexSpace]:
+    """The vertices of every subject; the key is "" of a model of one."""
+    return engine.spaces if isinstance(engine, GroupEngine) else {"": engine.space}
 
 
 def _about_pool(pool: Any) -> PoolAbout:

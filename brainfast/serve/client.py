@@ -17,7 +17,6 @@ import concurrent.futures
 import logging
 import threading
 from collections.abc import Coroutine, Sequence
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -195,12 +194,7 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _run(self) -> None:

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from ..errors import BrainfastError
 from .limits import Limits
-from .refusal import Refusal
+from .refusal import Refusal, draining
 
 T = TypeVar("T")
 
@@ -148,18 +148,6 @@ def too_large(got: str, most: int) -> Refusal:
         expected=f"at most {most} bytes",
         got=got,
         remedy="send fewer or smaller images, in binary",
-    )
-
-
-def draining() -> Refusal:
-    """The refusal of what a server that ends has no thread for any more."""
-    return Refusal(
-        "draining",
-        "server",
-        expected="one that takes requests",
-        got="one that ends",
-        remedy="ask the server that takes its place",
-        retry_after_s=1.0,
     )
 
 

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import BrainfastError
-from ..vertex_space import VertexSpace
+from .about import spaces_of
 from .http_body import SMALL, Bodies, Part, from_base64, multipart, while_connected
 from .http_numbers import json_rows
 from .requests import Id
@@ -136,10 +136,7 @@ class Regions:
     """Means by region. The columns of every region are looked up once."""
 
     def __init__(self, service: Service) -> None:
-        engine: Any = service.engine
-        self._spaces: Mapping[str, VertexSpace] = getattr(engine, "spaces", None) or {
-            "": engine.space
-        }
+        self._spaces = spaces_of(service.engine)
         self._columns: dict[str, dict[str, NDArray[np.int64]]] = {}
 
     def answer(self, found: Mapping[str, Floats]) -> Response:

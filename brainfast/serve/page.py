@@ -18,9 +18,9 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from .board import Board
-from .http_body import draining
+from .http_predict import BINARY, JSON
 from .page_images import SIDES, PoolImages
-from .refusal import Refusal, refusal_of
+from .refusal import Refusal, draining, refusal_of
 from .service import Service
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ SAFE = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-BINARY = "application/octet-stream"
 WAITING = 64  # requests for a picture or a map
 KEPT = 64  # pictures and maps in memory
 LONGEST_NAME = 1024
@@ -168,7 +167,7 @@ class LivePage:
 
     async def flat(self, request: Request) -> Response:
         """JSON: what is drawn of a response, see `page_maps.PageMap`."""
-        return await self._of_map(request, "about", "application/json")
+        return await self._of_map(request, "about", JSON)
 
     async def raster(self, request: Request) -> Response:
         """The flat map's pixels, see `flat_raster.FlatSide.pack`; the hemispheres in order."""
@@ -268,4 +267,4 @@ def _refused(refusal: Refusal) -> Response:
     if refusal.retry_after_s is not None:
         headers["Retry-After"] = f"{refusal.retry_after_s:.0f}"
     body = msgspec.json.encode(refusal.reply())
-    return Response(body, refusal.status, headers, media_type="application/json")
+    return Response(body, refusal.status, headers, media_type=JSON)

@@ -38,6 +38,7 @@ HTTP_STATUS: dict[Code, int] = {
     "internal": 500,
 }
 
+RETRY_S = 1.0  # until a server that ends may have another in its place
 LONGEST_LINE = 1000  # letters: an error may quote what was asked
 
 _log = logging.getLogger("brainfast.serve")
@@ -78,6 +79,18 @@ class Refusal(BrainfastError):
         line = str(self)
         short = line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
         return ErrorReply(self.code, short, self.retry_after_s)
+
+
+def draining() -> Refusal:
+    """The refusal of what a server that ends takes no more."""
+    return Refusal(
+        "draining",
+        "server",
+        expected="one that takes requests",
+        got="one that ends",
+        remedy="ask the server that takes its place",
+        retry_after_s=RETRY_S,
+    )
 
 
 def code_of(error: BaseException) -> Code:

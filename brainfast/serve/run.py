@@ -8,7 +8,6 @@ computes in Python hands over every `SWITCH_S`.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..errors import BrainfastError
+from ..machine import loaded_uncollected
 from .gate import Gate, NotYet
 from .http_server import http_app
 from .limits import Limits
@@ -127,11 +127,9 @@ async def _serve(plan: Plan) -> None:
         if http is not None:  # the last answers are written on threads that end with the lifespan
             ending.push_async_callback(http.stop)
         ending.push_async_callback(service.drain)
+        ending.enter_context(loaded_uncollected())  # a collection of it all would stop a choice
         gate.open(app)
         await _unless(stop, service.start())
-        gc.collect()
-        gc.freeze()  # or a collection of all that was loaded would stop a choice for 0.1 s
-        ending.callback(gc.unfreeze)
         if not stop.is_set():
             _log.info("ready after %.1f s", time.perf_counter() - start)
         await stop.wait()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -15,6 +13,7 @@ from ..engine import Engine
 from ..folded_blobgpt import FoldedBlobGPT
 from ..objective import Objective
 from ..pool_fill import flat_template
+from ..recent import Recent
 from .refusal import Refusal
 
 Doubles: TypeAlias = NDArray[np.float64]
@@ -100,30 +99,21 @@ class FoldedCache:
 
     def __init__(self, most_bytes: int = CACHE_BYTES) -> None:
         self._most = most_bytes
-        self._kept: OrderedDict[tuple[str, tuple[str, ...]], Folded] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept: Recent[Folded] = Recent(lambda folded: folded.matrix.nbytes)
 
     def get(self, subject: str, objective: Any, make: Callable[[], Folded]) -> Folded:
         """A folded objective, made where it is not kept."""
         key = _key(subject, objective)
         if key is None:
             return make()
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        made = make()
-        with self._lock:
-            self._kept[key] = made
-            while len(self._kept) > 1 and self._bytes() > self._most:
-                self._kept.popitem(last=False)
-        return made
+        kept = self._kept.get(key)
+        if kept is None:
+            kept = make()
+            self._kept.keep(key, kept, self._most)
+        return kept
 
     def __len__(self) -> int:
         return len(self._kept)
-
-    def _bytes(self) -> int:
-        return sum(folded.matrix.nbytes for folded in self._kept.values())
 
 
 def _key(subject: str, objective: Any) -> tuple[str, tuple[str, ...]] | None:

@@ -26,7 +26,7 @@ from .limits import Limits
 from .metrics import Metrics
 from .opening import begin, check_name
 from .pictures import Image
-from .refusal import Refusal
+from .refusal import Refusal, draining
 from .requests import About, OpenSession, SessionState
 from .scoring import goal_of
 from .session_lane import SessionLane
@@ -74,6 +74,7 @@ class Service:
         self._told: State | None = None
         self._watching: asyncio.TimerHandle | None = None
         self._draining: asyncio.Task[None] | None = None
+        self._about: About | None = None
         self.metrics.before_text.append(self._measure)
 
     @property
@@ -96,8 +97,10 @@ class Service:
         self._tell_state()
 
     def about(self) -> About:
-        """What is served."""
-        return about(self.engine, self.name, self.pool, self.limits)
+        """What is served, put together when it is first asked for."""
+        if self._about is None:
+            self._about = about(self.engine, self.name, self.pool, self.limits)
+        return self._about
 
     async def predict(
         self,
@@ -231,7 +234,7 @@ class Service:
             **{f"session {name}": lane for name, lane in self._session_lanes.items()},
         }
         for lane in lanes.values():
-            lane.close(_draining)
+            lane.close(draining)
         waits = [lane.ended(self.limits.drain_s) for lane in lanes.values()]
         ends = await asyncio.gather(*waits, return_exceptions=True)
         for (name, lane), end in zip(lanes.items(), ends, strict=True):
@@ -248,7 +251,7 @@ class Service:
         """Seconds that a request may take; a Refusal where none is taken now."""
         state = self.state
         if state in ("draining", "closed"):
-            raise _draining()
+            raise draining()
         if state == "starting":
             raise Refusal(
                 "starting",
@@ -319,7 +322,7 @@ class Service:
 
     def _give_up(self, lane: SessionLane) -> None:
         """A session that could not be opened leaves nothing."""
-        lane.close(_draining)
+        lane.close(draining)
         self._forget(lane)
 
     def _forget(self, lane: SessionLane) -> None:
@@ -384,14 +387,3 @@ class Service:
     def _measure_syncs(self, lane: SessionLane) -> None:
         for seconds in lane.new_syncs():
             self.metrics.sync_seconds.observe(seconds)
-
-
-def _draining() -> Refusal:
-    return Refusal(
-        "draining",
-        "server",
-        expected="one that takes requests",
-        got="one that ends",
-        remedy="ask the server that takes its place",
-        retry_after_s=STARTING_RETRY_S,
-    )

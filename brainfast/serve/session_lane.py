@@ -207,10 +207,10 @@ class SessionLane:
     def _tell(self, session: Session, trial: int, betas: Any, subject: str | None) -> None:
         choice = self._choice(session, trial)
         status = session.status(trial)
-        if session.has_told(trial, betas, subject=subject):  # checks betas, whatever it answers
-            return
         if status != "outstanding":
-            raise _done_already(trial, status, "the betas that were told, or none")
+            if not session.has_told(trial, betas, subject=subject):
+                raise _done_already(trial, status, "the betas that were told, or none")
+            return
         session.tell(choice, betas, subject=subject)
         response = session.responses(trial)[session.objectives.index(choice.objective)]
         self._publish(TellEvent(self.name, trial, choice.image, response, time.time()))

@@ -14,6 +14,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+import brainfast
 from brainfast.errors import BrainfastError
 from brainfast.loop.options import Strategy as LoopStrategy
 from brainfast.serve.client import Client
@@ -205,8 +206,9 @@ print(client.about().ready(), flush=True)
 
 
 def test_a_client_imports_neither_torch_nor_an_engine_and_ends_with_its_program() -> None:
+    paths = [str(Path(brainfast.__file__).parents[1]), *sys.path]  # -S reads no editable install
     done = subprocess.run(
-        [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}\n{LIGHT}"],
+        [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {paths!r}\n{LIGHT}"],
         capture_output=True,
         text=True,
         cwd=ROOT,
