@@ -35,9 +35,10 @@ SOAK_EVERY_S = 1.0
 
 @dataclass(frozen=True)
 class Plan:
-    """How long each part takes, in seconds."""
+    """What is served, and how long each part takes, in seconds."""
 
     size: Size
+    runtime: str
     clients: Sequence[int]
     tight_s: float
     paced_s: float
@@ -146,10 +147,12 @@ def measure(plan: Plan, parts: Sequence[str], work: Path) -> dict[str, Any]:
     model = make_model(work, plan.size)
     pool = make_pool(model, work / "pool", plan.size)
     elsewhere, received = BusyElsewhere(), []
-    found: dict[str, Any] = {"model": plan.size._asdict(), "tr_s": plan.tr_s}
+    model_row = plan.size._asdict() | {"runtime": plan.runtime, "trunk_precision": "bf16"}
+    found: dict[str, Any] = {"model": model_row, "tr_s": plan.tr_s}
     logs, stall = work / "logs", work / "stall"
     logs.mkdir()
-    options = ("--trunk-precision", "bf16", "--sessions", str(max(plan.clients) + 8))
+    options = ("--runtime", plan.runtime, "--trunk-precision", "bf16")
+    options += ("--sessions", str(max(plan.clients) + 8))
     with Server(model, pool, logs, *options, stall=stall) as server:
         opening = time.monotonic()
         asyncio.run(open_sessions(server.address, max(plan.clients)))
@@ -181,9 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", type=_parts, default=PARTS, metavar=",".join(PARTS))
     parser.add_argument("--out", type=Path, default=RESULT)
     chosen = parser.parse_args(arguments)
-    plan = Plan(WHOLE, CLIENTS, 5.0, 15.0, TR_S, chosen.soak)
+    plan = Plan(WHOLE, "compile", CLIENTS, 5.0, 15.0, TR_S, chosen.soak)
     if chosen.quick:
-        plan = Plan(QUICK, (1, 3), 0.5, 1.0, 0.1, min(chosen.soak, 3.0))
+        plan = Plan(QUICK, "torch", (1, 3), 0.5, 1.0, 0.1, min(chosen.soak, 3.0))
     with tempfile.TemporaryDirectory() as work:
         found = measure(plan, chosen.only, Path(work))
     write_json(chosen.out, found)

@@ -97,7 +97,8 @@ def _about(found: Mapping[str, Any]) -> Iterator[str]:
     versions = machine["versions"]
     busy = machine["busy_elsewhere"]
     yield (
-        f"FactorTopy of {model['V']:,} vertices on {model['trunk']} in bf16, a pool of"
+        f"FactorTopy of {model['V']:,} vertices on {model['trunk']} in"
+        f" {model['trunk_precision']} (`--runtime {model['runtime']}`), a pool of"
         f" {model['candidates']:,} candidates with all their tokens in bf16, one server and all"
         f" clients on {machine['cores']} cores of {machine['cpu']} ({machine['isa']}), torch"
         f" {versions['torch']}. Times are the clients', from the call to the answer, over a Unix"

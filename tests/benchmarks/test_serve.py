@@ -109,7 +109,14 @@ def result() -> dict:
     predicts = row("predict", pace_s=None)
     memory = {"start": 900, "middle": 1000, "end": 1001, "most": 1002}
     return {
-        "model": {"V": 37984, "trunk": "vit", "px": 224, "candidates": 10000},
+        "model": {
+            "V": 37984,
+            "trunk": "vit",
+            "px": 224,
+            "candidates": 10000,
+            "runtime": "compile",
+            "trunk_precision": "bf16",
+        },
         "tr_s": 1.5,
         "load": [predicts, row("next", late=1)],
         "soak": {
