@@ -146,7 +146,8 @@ class BusyElsewhere:
 
 
 def _others_seconds() -> float | None:
-    """Busy seconds of the processors that this process may use, less its own."""
+    """Busy seconds of the processors that this process may use, less its own and those of the
+    children that it has waited for."""
     try:
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
         names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
@@ -158,4 +159,4 @@ def _others_seconds() -> float | None:
             user, nice, system, _idle, _wait, irq, soft_irq, steal = map(int, fields[1:9])
             ticks += user + nice + system + irq + soft_irq + steal
     own = os.times()
-    return ticks / os.sysconf("SC_CLK_TCK") - own.user - own.system
+    return ticks / os.sysconf("SC_CLK_TCK") - sum(own[:4])

@@ -18,7 +18,7 @@ from PIL import Image
 
 from brainfast.engine import Engine
 from brainfast.group_engine import GroupEngine
-from brainfast.loop import ArrayCandidates
+from brainfast.loop import ArrayCandidates, read_log
 from brainfast.serve.limits import Limits
 from brainfast.serve.refusal import Refusal
 from brainfast.serve.requests import OpenSession
@@ -176,3 +176,22 @@ def asked(**fields: Any) -> OpenSession:
 def betas(seed: int) -> np.ndarray:
     """What might have been measured [V]."""
     return np.random.default_rng(seed).standard_normal(V).astype(np.float32)
+
+
+async def started(logs: Path, **options: Any) -> Service:
+    """A service with a pool, and logs."""
+    served = service(logs=logs, candidates=options.pop("candidates", None) or pool(), **options)
+    await served.start()
+    return served
+
+
+async def opened(logs: Path, **options: Any) -> Service:
+    """The same, with a session called run."""
+    served = await started(logs, **options)
+    await served.open_session("run", asked())
+    return served
+
+
+def kinds(log: Path) -> list[str]:
+    """What happened in a session."""
+    return [event["event"] for event in read_log(log).events]

@@ -50,12 +50,13 @@ int parts_of(FeatureKind templates, Isa isa) {
 
 #if defined(BRAINFAST_AVX512BF16_KERNELS)
 // Where rounded scores pay: they cost a pass of their own and leave a few to be scored.
-constexpr std::int64_t kLeastObjectives = 7;
+constexpr std::int64_t kLeastObjectives = 9;
 constexpr std::int64_t kLeastFeatures = 64;
+// Beyond it the bound of int8, which grows with the root of the features, leaves too many, and
+// bfloat16 takes longer than the plain kernel.
+constexpr std::int64_t kMostFeatures = 4096;
 constexpr std::int64_t kLeastCandidates = 1024;
 constexpr std::int64_t kCandidatesOfChoice = 32;
-// Beyond it the bound of int8, which grows with the root of the features, leaves too many.
-constexpr std::int64_t kMostInt8Features = 4096;
 #endif
 
 // A screen's rows are scored while a core's share of the last cache holds them.
@@ -80,9 +81,10 @@ Roundings roundings_of([[maybe_unused]] const CandidatePool& pool,
   if ((isa != Isa::avx512 && isa != Isa::avx512bf16) || !__builtin_cpu_supports("avx512vnni")) {
     return found;
   }
-  if (templates.objectives < kLeastObjectives || pool.features < kLeastFeatures) return found;
+  if (templates.objectives < kLeastObjectives) return found;
+  if (pool.features < kLeastFeatures || pool.features > kMostFeatures) return found;
   if (pool.candidates < std::max(kLeastCandidates, k * kCandidatesOfChoice)) return found;
-  if (pool.features <= kMostInt8Features) found.add(Rounding::int8);
+  found.add(Rounding::int8);
   // No faster than the plain kernel where that multiplies bfloat16 itself.
   if (isa == Isa::avx512) found.add(Rounding::bfloat16);
 #endif

@@ -32,18 +32,6 @@ from page_world import TellingService, make_pool, painted, unpack, write_images
 from serve_world import Gate, happens, on_loop
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    write_images(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pool(images, tmp_path_factory):
-    return make_pool(tmp_path_factory.mktemp("pools") / "pool", images)
-
-
 def client(service, folder=None):
     app = FastAPI()
     app.include_router(page_router(service, folder))

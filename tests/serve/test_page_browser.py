@@ -21,7 +21,7 @@ from brainfast.flat_mesh import data_boxes, flat_mesh
 from brainfast.map_colours import Scale
 from brainfast.serve.page import page_router
 from brainfast.serve.service import Service
-from page_world import TellingService, make_pool, painted, unpack, write_images
+from page_world import TellingService, make_pool, painted, unpack
 from serve_world import asked, betas
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -107,18 +107,6 @@ def open_page(browser):
     for context, said, expected in contexts:
         context.close()
         assert [line for line in said if expected is None or not re.search(expected, line)] == []
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    write_images(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pool(images, tmp_path_factory):
-    return make_pool(tmp_path_factory.mktemp("pools") / "pool", images)
 
 
 def expected_colour(pool, image, side, limit):
