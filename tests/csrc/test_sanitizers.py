@@ -25,7 +25,7 @@ def run(*command: str | Path, **environment: str) -> str:
         [str(part) for part in command],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
         env={**os.environ, **environment},
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
