@@ -74,11 +74,13 @@ def rehearse(
     ] = 20.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     log: Annotated[Path | None, typer.Option(help="JSONL log to write, a new file.")] = None,
-    out: Annotated[Path | None, typer.Option(help="PNG to draw.")] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG, PDF or SVG to draw.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a session against a simulated subject: regret, lateness, and the time of every stage."""
     _check_sources(model, images, pool, demo)
+    if demo:
+        _check_made_up(subject, ncsnr)
     for path in filter(None, (log, out)):
         check_writable(path.resolve().parent)
     from .loop import Session
@@ -89,6 +91,10 @@ def rehearse(
     schedule = Schedule(trials, interval_s, jitter_s, tr_s, dropped)
     schedule.check()
     check_speed(speed)
+    if out is not None:
+        from .loop.rehearsal_plot import check_picture
+
+        check_picture(out)
     paths = image_paths(images or []) if images else []
     if pool is None:
         check_enough(schedule, candidates if model is None else len(paths), repeats)
@@ -162,6 +168,15 @@ def _check_sources(
             "rehearse",
             expected="MODEL and --images, MODEL and --pool, or --demo",
             got=" and ".join(named) or "none of them",
+        )
+
+
+def _check_made_up(subject: str | None, ncsnr: Path | None) -> None:
+    given = {"--subject": subject, "--ncsnr": ncsnr}
+    named = [name for name, value in given.items() if value is not None]
+    if named:
+        raise BrainfastError(
+            "rehearse", expected=f"{' and '.join(named)} with a MODEL", got="--demo"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from ..files import write_bytes
+from ..errors import BrainfastError
+from ..files import atomic_path
+from ..flat_sheet import FORMATS
 from ..map_colours import FAINT, INK
 from .rehearse import Rehearsed
 
@@ -19,7 +20,12 @@ SIZE = 10.0
 
 
 def plot(run: Rehearsed, path: str | Path | None = None) -> Figure:
-    """Three panels: every trial's prediction and measurement; regret; the latency of choosing."""
+    """Three panels: every trial's prediction and measurement; regret; the latency of choosing.
+
+    path: of a PNG, PDF or SVG to write; another ending is a BrainfastError
+    """
+    if path is not None:
+        check_picture(path)
     figure = Figure(figsize=(11.0, 7.0), dpi=160, layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(1.15, 1.0), width_ratios=(1.6, 1.0))
     places = (grid[0, :], grid[1, 0], grid[1, 1])
@@ -37,10 +43,16 @@ def plot(run: Rehearsed, path: str | Path | None = None) -> Figure:
         color=INK,
     )
     if path is not None:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        write_bytes(path, buffer.getvalue())
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format=Path(path).suffix[1:].lower())
     return figure
+
+
+def check_picture(path: str | Path) -> None:
+    """Refuse a name that says of no picture; ask before anything is run."""
+    if Path(path).suffix.lower() not in FORMATS:
+        wanted = f"a name that ends in {', '.join(FORMATS)}"
+        raise BrainfastError(str(path), expected=wanted, got=repr(Path(path).suffix))
 
 
 def _draw_trials(ax: Axes, run: Rehearsed) -> None:

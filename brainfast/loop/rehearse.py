@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ ENOUGH = 0.95  # of its energy: then a beta can be estimated
 LOST_BELOW = 0.5  # of its energy recorded
 RANDOM_RUNS = 20
 SPEED = 20.0  # times the scanner's pace
+SHORTEST_TR_S, LONGEST_TR_S = 0.01, 20.0  # some volume sees every response
+MOST_VOLUMES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,26 @@ class Schedule:
 
     def check(self) -> None:
         """Refuse what is no experiment."""
-        good = self.trials >= 1 and self.interval_s > 0 and self.tr_s > 0
-        good = good and self.jitter_s >= 0 and self.processing_s >= 0 and 0 <= self.dropped < 1
-        if not good:
+        wrong = [
+            ("trials", f"1 to {MOST_VOLUMES}", 1 <= self.trials <= MOST_VOLUMES),
+            ("interval_s", "a finite time above 0", 0 < self.interval_s < math.inf),
+            ("jitter_s", "a finite time, 0 or more", 0 <= self.jitter_s < math.inf),
+            ("tr_s", f"{SHORTEST_TR_S:g} to {LONGEST_TR_S:g}", self._has_usual_tr()),
+            ("dropped", "a share from 0 to below 1", 0 <= self.dropped < 1),
+            ("processing_s", "a finite time, 0 or more", 0 <= self.processing_s < math.inf),
+        ]
+        for name, expected, good in wrong:
+            if not good:
+                got = repr(getattr(self, name))
+                raise BrainfastError(f"schedule: {name}", expected=expected, got=got)
+        volumes = (self.trials * self.interval_s + self.jitter_s) / self.tr_s
+        if volumes > MOST_VOLUMES:
             raise BrainfastError(
-                "schedule",
-                expected="trials of 1 or more, times above 0, dropped from 0 to below 1",
-                got=str(self),
+                "schedule", expected=f"at most {MOST_VOLUMES} volumes", got=f"{volumes:g}"
             )
+
+    def _has_usual_tr(self) -> bool:
+        return SHORTEST_TR_S <= self.tr_s <= LONGEST_TR_S
 
 
 def check_enough(schedule: Schedule, candidates: int, repeats: int) -> None:
@@ -104,8 +118,9 @@ class Played:
 class Rehearsed:
     """What happened. random_regret [runs,trials]: of choosing at random, other seeds.
 
-    model_regret [trials]: of the model as it was before the first measurement. Both are None where
-    a constraint or a rest between repeats kept the session from images that these would show.
+    model_regret [trials]: of the model as it was before the first measurement. Both lose the trials
+    that the session lost and may then show their image again. They are None where a constraint or a
+    rest between repeats kept the session from images that these would show.
     paced: whether trials came at a real pace, without which nothing can be late
     """
 
@@ -169,13 +184,14 @@ def arrival(onset_s: float, schedule: Schedule, lost: NDArray[np.bool_]) -> Arri
     lost: whether each volume of the experiment was dropped; volume k shows the response at k * tr_s
     and is complete a repetition time later, at (k + 1) * tr_s
     """
-    volumes = np.arange(len(lost))
+    end = math.ceil((onset_s + RESPONSE_S) / schedule.tr_s)
+    volumes = np.arange(int(onset_s / schedule.tr_s), min(len(lost), end))
     times: Floats = volumes.astype(np.float64) * schedule.tr_s - onset_s
     energy = double_gamma(times) ** 2 * (times < RESPONSE_S)
     running = np.cumsum(energy) / energy.sum()
-    last = int(np.searchsorted(running, ENOUGH))
-    needed = volumes <= last
-    kept = float(energy[needed & ~lost].sum() / energy[needed].sum())
+    needed = slice(0, int(np.searchsorted(running, ENOUGH)) + 1)
+    kept = float(energy[needed][~lost[volumes[needed]]].sum() / energy[needed].sum())
+    last = int(volumes[needed][-1])
     return Arrival((last + 1) * schedule.tr_s + schedule.processing_s, kept)
 
 
@@ -201,7 +217,7 @@ def rehearse(
     check_enough(schedule, left, session.options.repeats)
     random = np.random.default_rng([seed, 4])
     onsets = np.arange(schedule.trials) * schedule.interval_s
-    onsets = onsets + random.uniform(0.0, schedule.jitter_s, schedule.trials)
+    onsets = np.sort(onsets + random.uniform(0.0, schedule.jitter_s, schedule.trials))
     volumes = math.ceil((onsets[-1] + 2 * RESPONSE_S) / schedule.tr_s)
     lost = random.random(volumes) < schedule.dropped
     coming = [arrival(float(onset), schedule, lost) for onset in onsets]
@@ -236,19 +252,23 @@ class _Run:
         self._true = subject.objective
         self._rows = {name: row for row, name in enumerate(subject.world.pool.ids)}
         self._played: list[Played] = []
+        self._given_back: list[list[int]] = [[]]
 
     def show(self, trial: int) -> None:
         """A trial's image appears."""
-        best = float(self._true[self._session.allowed()].max())
-        choice = self._session.next()
+        allowed = self._session.allowed()
+        choice = self._session.next()  # an error where none is allowed
         true = float(self._true[self._rows[choice.image]])
+        best = float(self._true[allowed].max(initial=true))
         self._played.append(Played(choice, float(self._onsets[trial]), true, best))
+        self._given_back.append([])
 
     def measure(self, trial: int) -> None:
         """A trial's beta arrives, if enough of it was recorded."""
         played, kept = self._played[trial], self._coming[trial].kept
         if kept < LOST_BELOW:
             self._session.skip(played.choice)
+            self._given_back[-1].append(trial)
             return
         betas = self._subject.measure(self._rows[played.choice.image], self._random, kept)
         self._session.tell(played.choice, betas)
@@ -275,23 +295,52 @@ class _Run:
 
     def _others(self, seed: int) -> tuple[Floats, Floats]:
         """Regret of choosing at random [runs,trials], and of the model alone [trials]."""
-        T, random = len(self._played), np.random.default_rng([seed, 5])
-        every = np.argsort(-self._subject.predicted, kind="stable")
-        runs = [random.permutation(every)[:T] for _ in range(RANDOM_RUNS)]
-        return np.stack([regrets(self._true, run) for run in runs]), regrets(self._true, every[:T])
+        given_back, random = self._given_back[:-1], np.random.default_rng([seed, 5])
+        by_chance = chance(len(self._true), random)
+        runs = [regrets(self._true, by_chance, given_back) for _ in range(RANDOM_RUNS)]
+        by_model = first_by(self._subject.predicted, len(given_back))
+        return np.stack(runs), regrets(self._true, by_model, given_back)
 
 
-def regrets(true: Floats, rows: NDArray[np.int64]) -> Floats:  # [N], [T] -> [T]
-    """Regret of showing `rows` one after another, each against the best that was then left."""
-    left = np.ones(len(true), dtype=bool)
-    order, first = np.argsort(-true, kind="stable"), 0
-    lost = np.empty(len(rows))
-    for trial, row in enumerate(rows):
-        while not left[order[first]]:
-            first += 1
-        lost[trial] = true[order[first]] - true[row]
-        left[row] = False
-    return lost
+Chooser: TypeAlias = Callable[[set[int]], int]  # a row that is not among those shown
+
+
+def first_by(scores: Floats, trials: int) -> Chooser:  # [N]
+    """Chooses the largest score of those left, in an experiment of so many trials."""
+    order = np.argsort(-scores, kind="stable")[:trials].tolist()
+    return lambda shown: next(row for row in order if row not in shown)
+
+
+def chance(candidates: int, random: np.random.Generator) -> Chooser:
+    """Chooses any of those left, all as likely."""
+
+    def choose(shown: set[int]) -> int:
+        while (row := int(random.integers(candidates))) in shown:
+            pass
+        return row
+
+    return choose
+
+
+def regrets(
+    true: Floats,  # [N]
+    choose: Chooser,
+    given_back: Sequence[Sequence[int]],
+) -> Floats:  # [T]
+    """Regret of choosing T times, each against the best that was then left.
+
+    given_back: of every trial, the earlier ones that were lost since the one before it; their
+    images may be shown again
+    """
+    best, shown, rows = first_by(true, len(given_back)), set[int](), list[int]()
+    regret = np.empty(len(given_back))
+    for trial, lost in enumerate(given_back):
+        shown -= {rows[earlier] for earlier in lost}
+        row = choose(shown)
+        regret[trial] = true[best(shown)] - true[row]
+        shown.add(row)
+        rows.append(row)
+    return regret
 
 
 def _mean(regret: Floats | None) -> float | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -16,6 +18,7 @@ from brainfast.card import Card
 from brainfast.cli import app
 from brainfast.engine import Engine
 from brainfast.loop import read_log
+from brainfast.loop.log import decode_betas
 from loop_world import edited, play, session
 
 DEMO = ("rehearse", "--demo", "--trials", "8", "--speed", "inf")
@@ -69,6 +72,33 @@ def test_a_model_is_rehearsed_with_its_pool(
     assert "at most 13, of 13 candidates" in str(many.exception)
 
 
+def test_noise_is_that_of_the_ncsnr(
+    make_engine: Any, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ncsnr s is noise of variance 1 / (s^2 + 1): of 1e4 next to none, of 1 a half."""
+    engine = make_engine("blobgpt")
+    pool = Pool.build(engine, candidates, path=tmp_path / "p", dtype="fp32")
+    monkeypatch.setattr(Engine, "load", lambda *_, **__: engine)
+    monkeypatch.setattr(Card, "read", lambda *_: engine.card)
+    monkeypatch.setattr(cli_loop, "check_sole", lambda *_: None)
+    vertices = engine.space.roi("FFA")  # those that are measured
+    ratio = np.ones(engine.space.V, dtype=np.float32)
+    ratio[vertices[::2]] = 1e4
+    np.save(tmp_path / "lh.ncsnr.npy", ratio[: engine.space.lh.size])
+    np.save(tmp_path / "rh.ncsnr.npy", ratio[engine.space.lh.size :])
+    log = tmp_path / "s.jsonl"
+    told = ("--objective", "FFA", "--trials", 100, "--repeats", 8, "--speed", "inf")
+    source = ("--pool", tmp_path / "p", "--ncsnr", tmp_path, "--dropped", 0, "--model-error", 0)
+    run = brainfast("rehearse", "model", *source, *told, "--log", log)
+    assert run.exit_code == 0, run.output
+    tells = [event for event in read_log(log).events if event["event"] == "tell"]
+    measured = np.stack([decode_betas(event["measured"]) for event in tells])
+    noise = measured - pool.response([event["image"] for event in tells]).values[:, vertices]
+    assert len(noise) == 100
+    assert noise[:, ::2].std() < 0.05
+    assert noise[:, 1::2].std() == pytest.approx(math.sqrt(0.5), abs=0.1)
+
+
 def test_a_pace_is_kept_unless_told_otherwise() -> None:
     """Twenty times the scanner's, so that lateness is told."""
     run = brainfast("rehearse", "--demo", "--trials", "2", "--interval-s", "0.5")
@@ -111,7 +141,12 @@ def test_a_small_folder_is_told_before_a_log_is_begun(tmp_path: Path) -> None:
         (("rehearse", "--demo", "--trials", "2001"), "at most 2000, of 2000 candidates"),
         ((*DEMO, "--objective", "FFA - XX"), "V1v"),
         ((*DEMO, "--objective", "FFA -"), "objective"),
-        ((*DEMO, "--tr-s", "0"), "schedule"),
+        ((*DEMO, "--tr-s", "0"), "schedule: tr_s: expected 0.01 to 20, got 0.0"),
+        ((*DEMO, "--interval-s", "inf"), "schedule: interval_s"),
+        ((*DEMO, "--candidates", "8", "--min-distance", "9"), "one that may be shown, got all 8"),
+        ((*DEMO, "--subject", "subj01"), "expected --subject with a MODEL, got --demo"),
+        ((*DEMO, "--ncsnr", "x"), "expected --ncsnr with a MODEL, got --demo"),
+        ((*DEMO, "--out", "z.tiff"), "z.tiff: expected a name that ends in .png, .pdf, .svg"),
         ((*DEMO, "--speed", "0"), "speed"),
         (("replay", "nothing.jsonl"), "nothing there"),
     ],

@@ -20,7 +20,9 @@ from brainfast.loop.rehearse import (
     Rehearsed,
     Schedule,
     arrival,
+    chance,
     double_gamma,
+    first_by,
     regrets,
     rehearse,
 )
@@ -111,8 +113,44 @@ def test_betas_arrive_with_their_last_volume() -> None:
 
 def test_regrets_by_hand() -> None:
     true = np.array([3.0, 1.0, 2.0])
-    np.testing.assert_allclose(regrets(true, np.array([1, 0, 2])), [2.0, 0.0, 0.0])
-    np.testing.assert_allclose(regrets(true, np.array([0, 1, 2])), [0.0, 1.0, 0.0])
+    worst_first = first_by(np.array([1.0, 2.0, 0.0]), 3)
+    np.testing.assert_allclose(regrets(true, worst_first, [[], [], []]), [2.0, 0.0, 0.0])
+    np.testing.assert_allclose(regrets(true, first_by(true, 3), [[], [], []]), [0.0, 0.0, 0.0])
+    returned = [[], [0], [], [1, 2]]  # shown: row 1, row 1 again, row 0, and both come back
+    np.testing.assert_allclose(regrets(true, worst_first, returned), [2.0, 2.0, 0.0, 2.0])
+
+
+def test_chance_is_as_likely_to_choose_any_that_is_left() -> None:
+    choose = chance(5, np.random.default_rng(0))
+    rows = np.array([choose({1, 4}) for _ in range(3000)])
+    counts = np.bincount(rows, minlength=5)
+    assert counts[[1, 4]].tolist() == [0, 0]
+    np.testing.assert_allclose(counts[[0, 2, 3]], 1000, atol=120)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_every_trial_is_lost_the_session_is_the_model_alone(seed: int) -> None:
+    world = made_up_world("FFA - PPA", candidates=300, seed=seed)
+    subject = SimulatedSubject(world, seed=seed)
+    schedule = Schedule(trials=20, dropped=0.9999)
+    with Session(world.pool, world.objective, ceiling=world.ceiling) as session:
+        found = rehearse(session, subject, schedule, speed=math.inf, seed=seed)
+    assert found.summary()["lost_trials"] == 20
+    assert found.model_regret is not None
+    np.testing.assert_allclose(found.model_regret, found.regret, atol=1e-9)
+
+
+def test_trials_keep_their_order_where_onsets_vary_by_more_than_an_interval(world: World) -> None:
+    found = run(world, Schedule(trials=12, jitter_s=200.0))
+    onsets = [trial.onset_s for trial in found.played]
+    assert onsets == sorted(onsets)
+    assert [trial.choice.trial for trial in found.played] == list(range(12))
+    assert found.summary()["lost_trials"] == 0
+
+
+def test_a_pool_that_is_used_up_is_an_error_of_the_choice(world: World) -> None:
+    with pytest.raises(BrainfastError, match="candidates: expected one that may be shown"):
+        run(world, min_distance=1.3)
 
 
 def test_a_session_beats_chance_and_is_reproducible(world: World) -> None:
@@ -210,11 +248,38 @@ def test_wrong_speeds_are_refused(speed: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"trials": 0}, {"tr_s": 0.0}, {"dropped": 1.0}, {"jitter_s": -1.0}]
+    "wrong",
+    [
+        {"trials": 0},
+        {"trials": 10**400},
+        {"tr_s": 0.0},
+        {"tr_s": 1e-9},
+        {"tr_s": 20.1},
+        {"tr_s": math.nan},
+        {"dropped": 1.0},
+        {"jitter_s": -1.0},
+        {"jitter_s": math.inf},
+        {"interval_s": math.inf},
+        {"processing_s": math.inf},
+    ],
 )
 def test_wrong_schedules_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(BrainfastError, match="schedule"):
+    with pytest.raises(BrainfastError, match=f"schedule: {next(iter(wrong))}: expected"):
         Schedule(**wrong).check()
+
+
+@pytest.mark.parametrize("long", [{"interval_s": 1e300}, {"jitter_s": 1e9}, {"trials": 500_000}])
+def test_an_experiment_without_end_is_refused(long: dict[str, Any]) -> None:
+    with pytest.raises(BrainfastError, match="schedule: expected at most 1000000 volumes"):
+        Schedule(**long).check()
+
+
+def test_the_slowest_scanner_still_sees_every_response() -> None:
+    schedule = Schedule(tr_s=20.0)
+    lost = np.zeros(10, dtype=bool)
+    for onset in np.linspace(0.0, 40.0, 81):
+        coming = arrival(float(onset), schedule, lost)
+        assert (coming.kept, coming.seconds < onset + 24 + 20 + 1) == (1.0, True)
 
 
 def test_summary_is_json_and_the_picture_has_all_panels(world: World, tmp_path: Path) -> None:
@@ -225,3 +290,10 @@ def test_summary_is_json_and_the_picture_has_all_panels(world: World, tmp_path: 
     assert len(figure.axes) == 3
     with Image.open(tmp_path / "run.png") as picture:
         assert picture.width > 1500
+    plot(found, tmp_path / "run.pdf")
+    assert (tmp_path / "run.pdf").read_bytes().startswith(b"%PDF")
+    plot(found, tmp_path / "run.SVG")
+    assert b"<svg" in (tmp_path / "run.SVG").read_bytes()
+    with pytest.raises(BrainfastError, match=r"expected a name that ends in .png, .pdf, .svg"):
+        plot(found, tmp_path / "run.jpg")
+    assert not (tmp_path / "run.jpg").exists()
