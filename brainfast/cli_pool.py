@@ -93,9 +93,10 @@ def info(pool: PoolFolder, as_json: Json = False) -> None:
     finish_swap(pool)
     index = read_index(pool)
     items = read_items(pool, index.items)
+    removed = len(items.removed)
     about: dict[str, Any] = {
-        "candidates": index.items - len(items.removed),
-        "removed": len(items.removed),
+        "candidates": index.items - removed,
+        "removed": removed,
         "categories": len(set(items.categories)),
         **index.model_dump(mode="json"),
     }
@@ -103,7 +104,7 @@ def info(pool: PoolFolder, as_json: Json = False) -> None:
         typer.echo(json.dumps(about, indent=2))
         return
     unfinished = f", {index.done} computed so far" if index.done < index.items else ""
-    typer.echo(f"{describe(index)}, {about['removed']} removed{unfinished}")
+    typer.echo(f"{describe(index, removed)}, {removed} removed{unfinished}")
     typer.echo(f"trunk {index.key.trunk} ({index.key.precision}), head {index.key.head}")
     if index.basis:
         typer.echo(f"objectives: {', '.join(index.basis)}")

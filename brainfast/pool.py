@@ -30,7 +30,7 @@ from .pool_build import (
     swap_added,
     unchanged,
 )
-from .pool_choice import Candidate, Rows, choose_apart
+from .pool_choice import Candidate, Rows, as_count, as_distance, choose_apart
 from .pool_file import (
     DATA_FILE,
     STORED,
@@ -105,9 +105,11 @@ class Pool:
         After each batch the data are synced and then the index; the space is reserved first, and
         with `progress` its size is printed before that.
 
-        Errors: BrainfastError for a stale pool, too little space, an unreadable image.
+        Errors: BrainfastError for a stale pool, too little space, an unreadable image, or where
+        no image can be read.
         """
         _check_dtype(dtype)
+        batch_size = as_count("batch_size", batch_size)
         path = Path(path).resolve()
         check_place(path)
         sources = read_source(source, categories)
@@ -217,22 +219,24 @@ class Pool:
 
         Errors: BrainfastError for unknown names, and where fewer than k candidates are left.
         """
+        k, apart = as_count("k", k), as_distance("min_distance", min_distance)
+        most = None if per_category is None else as_count("per_category", per_category)
         out = self._removed.copy()
         out[self._rows(exclude)] = True
         left = int((~out).sum())
-        if not 0 < k <= left:
+        if k > left:
             raise BrainfastError(
                 "k",
                 expected=f"1 to {left}, the candidates that are left",
                 got=str(k),
                 remedy="exclude fewer, or ask for fewer" if left else "add candidates",
             )
-        free = per_category is None and min_distance <= 0
+        free = most is None and apart == 0
         return {
             name: [
                 self._candidate(row, score)
                 for row, score in choose_apart(
-                    ranked, self.rows, k, self.items.categories, per_category, min_distance
+                    ranked, self.rows, k, self.items.categories, most, apart
                 )
             ]
             for name, ranked in self._ranked(objective, k, out, free)
@@ -288,6 +292,7 @@ class Pool:
         Candidates that were removed are left behind. The pool is whole at any moment: the old one
         until the new one is. A killed run goes on when it is called again.
         """
+        batch_size = as_count("batch_size", batch_size)
         engine, sources = opened_with(self.engine, "add"), read_source(source, categories)
         more = list_items(sources, progress)
         with unchanged(self.path, self.index, self.items) as now:
@@ -346,7 +351,8 @@ class Pool:
         return self._row_of[name]
 
     def __repr__(self) -> str:
-        return f"Pool({self.path}, {describe(self.index)}, {len(self.items.removed)} removed)"
+        removed = len(self.items.removed)
+        return f"Pool({self.path}, {describe(self.index, removed)}, {removed} removed)"
 
 
 def _shifted(ranked: Iterable[tuple[int, float]], constant: float) -> Iterator[tuple[int, float]]:

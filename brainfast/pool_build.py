@@ -22,6 +22,7 @@ from .pool_file import (
     DATA_FILE,
     FILES,
     INDEX_FILE,
+    ITEMS_FILE,
     LOCK_FILE,
     PARTIAL_FILE,
     Dtype,
@@ -105,6 +106,7 @@ def build(folder: Path, index: Index, items: Items, filling: Filling, progress: 
         index = _begin(folder, index, items, filling.projection)
         if not (folder / DATA_FILE).is_file():
             index = _fill(folder, index, filling, progress)
+            _check_readable(folder, index)
             partial = folder / PARTIAL_FILE
             _write_index(folder, index.model_copy(update={"data_hash": hash_file(partial)}))
             os.replace(partial, folder / DATA_FILE)
@@ -174,6 +176,20 @@ def _fill(folder: Path, index: Index, filling: Filling, progress: bool) -> Index
             index = index.model_copy(update={"done": done})
             _write_index(folder, index)
     return index
+
+
+def _check_readable(folder: Path, index: Index) -> None:
+    """Take back a pool of no candidate: none of the images could be read."""
+    items = read_items(folder, index.items)
+    if len(items.removed) < index.items:
+        return
+    for name in (INDEX_FILE, PARTIAL_FILE, ITEMS_FILE, BASIS_FILE):
+        (folder / name).unlink(missing_ok=True)
+    raise BrainfastError(
+        "source",
+        expected="an image that can be read",
+        got=f"none of {index.items}, such as {items.names[0]!r}",
+    )
 
 
 def _tell(unreadable: Iterable[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -89,6 +91,28 @@ class Rows:
             if len(found) < count:
                 return
             done = count
+
+
+def as_count(name: str, given: Any) -> int:
+    """A plain int of 1 or more, from numpy's too; anything else is a BrainfastError."""
+    try:
+        count = operator.index(given)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise BrainfastError(name, expected="a whole number, 1 or more", got=repr(given))
+    return count
+
+
+def as_distance(name: str, given: Any) -> float:
+    """A plain float of 0 or more; anything else is a BrainfastError."""
+    try:
+        distance = float(given)
+    except (TypeError, ValueError):
+        distance = -1.0
+    if not 0 <= distance < math.inf:
+        raise BrainfastError(name, expected="a finite number, 0 or more", got=repr(given))
+    return distance
 
 
 def choose_apart(

@@ -183,11 +183,12 @@ def layout(index: Index) -> Layout:
     return Layout(header, places, len(header) + end)
 
 
-def describe(index: Index) -> str:
-    """Candidates, features and bytes, in a line."""
+def describe(index: Index, removed: int = 0) -> str:
+    """Candidates without those removed, features and bytes, in a line."""
     what = "objectives" if index.basis else "features"
     size = layout(index).size / 1e6
-    return f"{index.items} candidates, {index.features} {what} in {index.key.dtype}, {size:.1f} MB"
+    count = index.items - removed
+    return f"{count} candidates, {index.features} {what} in {index.key.dtype}, {size:.1f} MB"
 
 
 def encode(features: npt.NDArray[np.float32], dtype: Dtype) -> dict[str, npt.NDArray[Any]]:

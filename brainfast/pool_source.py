@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from .machine import usable_cores
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _AT_ONCE = 16  # items that a thread hashes
-HDF5_SUFFIXES = {".h5", ".hdf5", ".hdf"}
+_HDF5 = re.compile(r"(.+?\.(?:h5|hdf5|hdf))(?::(.*))?", re.IGNORECASE)  # file:dataset
 
 
 class Item(Protocol):
@@ -85,7 +86,10 @@ class _RowItem:
     category: str = ""
 
     def image(self) -> Any:
-        return np.asarray(self.rows[self.row])
+        try:
+            return np.asarray(self.rows[self.row])
+        except OSError as error:
+            raise BrainfastError(self.name, expected="a whole image", got=str(error)) from error
 
     def digest(self) -> str:
         return hash_image(self.image())
@@ -108,8 +112,8 @@ def read_source(source: Any, categories: str | Path | None = None) -> list[Item]
     """The candidates of a source, in a fixed order.
 
     source: a folder, searched with what is in it; a .tar shard or a sequence of paths of files,
-    folders and shards; an HDF5 file, or file.hdf5:dataset, of uint8 images [N,H,W,3] (needs h5py);
-    or `Item`s of your own.
+    folders and shards; an HDF5 file, or file.hdf5:dataset with its groups (file.hdf5:group/images),
+    of uint8 images [N,H,W,3] (needs h5py); or `Item`s of your own.
     A file's category is the folder that it lies in below the source; `categories` is a CSV
     name,category that says otherwise.
 
@@ -151,13 +155,12 @@ def _items_of(part: Any) -> Iterator[Item]:
             raise BrainfastError("source", expected="paths, or items", got=f"{part!r:.60}")
         return iter([cast(Item, part)])
     path = Path(part)
-    file, _, dataset = str(path).partition(":")
     if path.is_dir():
         return _folder_items(path)
     if path.suffix.lower() == ".tar":
         return _tar_items(path)
-    if Path(file).suffix.lower() in HDF5_SUFFIXES:
-        return _hdf5_items(Path(file), dataset)
+    if (match := _HDF5.fullmatch(str(path))) is not None:
+        return _hdf5_items(Path(match[1]), match[2] or "")
     if not path.is_file():
         raise BrainfastError(
             str(path),
@@ -214,10 +217,10 @@ def _hdf5_items(path: Path, dataset: str) -> Iterator[Item]:
         file = h5py.File(path, "r")
     except OSError as error:
         raise BrainfastError(str(path), expected="an HDF5 file", got=str(error)) from error
-    images = {name: rows for name, rows in file.items() if getattr(rows, "ndim", 0) == 4}
-    found = dataset or (next(iter(images)) if len(images) == 1 else "")
-    rows = images.get(found)
-    if rows is None or rows.dtype != np.uint8:
+    images = _image_datasets(file)
+    found = dataset.strip("/") or (images[0] if len(images) == 1 else "")
+    rows: Any = file.get(found) if found else None
+    if getattr(rows, "ndim", 0) != 4 or rows.dtype != np.uint8:
         raise BrainfastError(
             str(path),
             expected="the name of a dataset of uint8 images [N,H,W,3] behind a colon",
@@ -225,6 +228,18 @@ def _hdf5_items(path: Path, dataset: str) -> Iterator[Item]:
             remedy=f"write {path}:imgBrick for NSD's",
         )
     return iter([_RowItem(rows, row, f"{found}/{row:06d}") for row in range(len(rows))])
+
+
+def _image_datasets(file: Any) -> list[str]:
+    """Names of the datasets of four axes, those in groups too."""
+    found: list[str] = []
+
+    def visit(name: str, member: Any) -> None:
+        if getattr(member, "ndim", 0) == 4:
+            found.append(name)
+
+    file.visititems(visit)
+    return found
 
 
 @dataclass(frozen=True)
@@ -257,8 +272,13 @@ def _with_categories(items: Sequence[Item], path: Path) -> list[Item]:
 
 def _read_categories(path: Path) -> Mapping[str, str]:
     file_size(path)
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if row]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins with a mark
+            rows = [row for row in csv.reader(file) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BrainfastError(
+            str(path), expected="a CSV in UTF-8", got=str(error), remedy="save it as UTF-8"
+        ) from error
     wrong = next((number for number, row in enumerate(rows, 1) if len(row) != 2), None)
     if wrong is not None:
         raise BrainfastError(

@@ -11,6 +11,7 @@ from brainfast import cli, cli_pool
 from brainfast.errors import BrainfastError
 from brainfast.pool import Pool
 from brainfast.pool_file import DATA_FILE
+from command_line import assert_one_line, brainfast
 
 
 @pytest.fixture
@@ -157,6 +158,34 @@ def test_a_broken_image_may_be_left_out(command, candidates, broken, tmp_path):
     assert len(Pool.open(pool)) == 12
     grown = command("pool", "add", pool, tmp_path, more, "--skip-unreadable", "--quiet")
     assert grown.stdout == f"pool: {pool}, 13 candidates, 1 removed\n"
+
+
+@pytest.mark.parametrize("project", [(), ("--project", "FFA")])
+def test_a_build_of_nothing_that_can_be_read_leaves_no_pool(command, candidates, tmp_path, project):
+    images = {path: path.read_bytes() for path in candidates.rglob("*.png")}
+    for path in images:
+        path.write_bytes(b"no image")
+    build = ("pool", "build", tmp_path, candidates, "--out", tmp_path / "p", "--batch-size", 4)
+    done = brainfast(*build, *project, "--skip-unreadable", "--quiet")
+    assert_one_line(done, "source: expected an image that can be read, got none of 13, such as")
+    assert "got no pool there" in str(command("pool", "info", tmp_path / "p").exception)
+    for path, data in images.items():
+        path.write_bytes(data)
+    again = command(*build, *project, "--quiet")
+    assert again.stdout == f"pool: {tmp_path / 'p'}, 13 candidates\n"
+
+
+def test_candidates_are_counted_the_same_everywhere(command, candidates, broken, tmp_path):
+    pool = tmp_path / "p"
+    done = command("pool", "build", tmp_path, candidates, "--out", pool, "--skip-unreadable")
+    assert done.stdout.endswith("12 candidates, 1 removed\n")
+    told = command("pool", "info", pool).output
+    assert told.startswith("12 candidates, 7 features in bf16, 0.0 MB, 1 removed\n")
+    about = json.loads(command("pool", "info", pool, "--json").output)
+    assert (about["candidates"], about["removed"]) == (12, 1)
+    found = Pool.open(pool)
+    assert len(found) == 12
+    assert "12 candidates, 7 features in bf16, 0.0 MB, 1 removed" in repr(found)
 
 
 def test_what_was_computed_of_an_image_that_changed_is_stale(command, candidates, broken, tmp_path):

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
-import sys
-import tarfile
 from dataclasses import replace
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import brainfast
 from brainfast.errors import BrainfastError
@@ -20,7 +16,6 @@ from brainfast.files import save_tensors
 from brainfast.objective import Objective
 from brainfast.pool import Pool
 from brainfast.pool_file import DATA_FILE, INDEX_FILE, ITEMS_FILE, decode, encode
-from brainfast.pool_source import read_source
 from brainfast.target_pattern import TargetPattern
 
 KINDS = ("factortopy", "blobgpt")
@@ -189,63 +184,6 @@ def test_other_vertices_of_the_head_read_the_same_pool(build):
     assert len(Pool.open(pool.path, engine).top("PPA", 3)["PPA"]) == 3
 
 
-def tar_of(path, candidates):
-    with tarfile.open(path, "w") as file:
-        file.add(candidates, arcname="")
-        file.addfile(tarfile.TarInfo("a/notes.txt"), io.BytesIO())
-    return path
-
-
-def test_sources_give_the_same_features(build, candidates, make_engine, tmp_path, monkeypatch):
-    pool, _ = build()
-    paths = paths_of(pool, candidates)
-    stacked = np.stack([np.asarray(Image.open(path)) for path in paths])
-    rows = SimpleNamespace(ndim=4, dtype=stacked.dtype)
-    monkeypatch.setitem(sys.modules, "h5py", ModuleType("h5py"))
-    dataset = type("Dataset", (), {"ndim": 4, "dtype": stacked.dtype})()
-    dataset.__class__.__len__ = lambda self: len(stacked)
-    dataset.__class__.__getitem__ = lambda self, row: stacked[row]
-    sys.modules["h5py"].File = lambda path, mode: {"imgBrick": dataset, "other": rows}
-    (tmp_path / "nsd.hdf5").write_bytes(b"")
-    sources = {
-        "shards": tar_of(tmp_path / "shard-000.tar", candidates),
-        "list": paths,
-        "hdf5": f"{tmp_path / 'nsd.hdf5'}:imgBrick",
-    }
-    for name, source in sources.items():
-        found = Pool.build(make_engine("blobgpt"), source, path=tmp_path / name)
-        order = np.argsort([n.split("/")[-1] for n in found.items.names])
-        wanted = np.argsort([n.split("/")[-1] for n in pool.items.names])
-        np.testing.assert_array_equal(
-            found.rows.features[order],
-            pool.rows.features[wanted if name != "hdf5" else np.arange(13)],
-        )
-    assert set(Pool.open(tmp_path / "shards").items.categories) == {"a", "b", "c"}
-
-
-def test_without_h5py_the_remedy_is_told(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "h5py", None)
-    (tmp_path / "nsd.hdf5").write_bytes(b"")
-    with pytest.raises(BrainfastError, match=r"h5py to read it.*pip install h5py"):
-        read_source(tmp_path / "nsd.hdf5")
-
-
-def test_categories_from_a_table(build, candidates, tmp_path):
-    table = tmp_path / "categories.csv"
-    names = [item.name for item in read_source(candidates)]
-    table.write_text(
-        "".join(f"{name},{'odd' if n % 2 else 'even'}\n" for n, name in enumerate(names))
-    )
-    pool, _ = build(categories=table)
-    assert pool.items.categories == tuple("odd" if n % 2 else "even" for n in range(13))
-    table.write_text(f"{names[0]},one\n")
-    with pytest.raises(BrainfastError, match="a category for every candidate, got none for 12"):
-        read_source(candidates, table)
-    table.write_text("a,b,c\n")
-    with pytest.raises(BrainfastError, match=r"two columns.*in row 1"):
-        read_source(candidates, table)
-
-
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])
 @pytest.mark.parametrize("project", [None, ["FFA", "PPA"]])
 def test_adding_and_removing(build, candidates, tmp_path, dtype, project):
@@ -303,7 +241,12 @@ def test_a_damaged_file_is_one_line(build, name):
 @pytest.mark.parametrize(
     ("arguments", "options", "words"),
     [
-        (("FFA", 0), {}, "k: expected 1 to 13"),
+        (("FFA", 0), {}, "k: expected a whole number, 1 or more, got 0"),
+        (("FFA", 2.5), {}, "k: expected a whole number, 1 or more, got 2.5"),
+        (("FFA", "2"), {}, "k: expected a whole number, 1 or more, got '2'"),
+        (("FFA", 2), {"per_category": 0}, "per_category: expected a whole number, 1 or more"),
+        (("FFA", 2), {"min_distance": float("nan")}, "min_distance: expected a finite number"),
+        (("FFA", 2), {"min_distance": "far"}, "min_distance: expected a finite number.*'far'"),
         (("FFA", 14), {}, "k: expected 1 to 13.*got 14; exclude fewer"),
         (("FFA", 1), {"exclude": ["dog"]}, "candidate: expected a name in the pool.*got 'dog'"),
         (("OFA", 1), {}, "a region that subj01 has"),
@@ -320,33 +263,6 @@ def test_nothing_is_left_to_choose(build):
     pool.remove(pool.names)
     with pytest.raises(BrainfastError, match=r"k: expected 1 to 0.*add candidates"):
         pool.top("FFA", 1)
-
-
-@pytest.mark.parametrize(
-    ("source", "options", "words"),
-    [
-        ("nothing.png", {}, "nothing.png"),
-        ([3], {}, "source: expected paths, or items, got 3"),
-        ([], {}, "at least one image, got none"),
-        (["one/x.png", "two/x.png"], {}, "names that differ, got 2 candidates called 'x.png'"),
-        ("broken.tar", {}, "a tar file without compression"),
-        ("one", {"dtype": "fp8"}, "dtype: expected fp32, bf16 or int8"),
-        ("one", {"project": "OFA"}, "a region that subj01 has"),
-        ("one", {"project": ["PPA"] * 257}, "at most 256 objectives"),
-        ("bad", {}, "bad.png"),
-    ],
-)
-def test_bad_sources(make_engine, tmp_path, monkeypatch, source, options, words):
-    monkeypatch.chdir(tmp_path)
-    for place in ("one", "two", "bad"):
-        (tmp_path / place).mkdir()
-    for place in ("one", "two"):
-        Image.new("RGB", (8, 8)).save(tmp_path / place / "x.png")
-    (tmp_path / "bad" / "bad.png").write_text("no image")
-    (tmp_path / "broken.tar").write_bytes(b"no tar file" * 99)
-    with pytest.raises(BrainfastError, match=words):
-        Pool.build(make_engine("blobgpt"), source, path="pool", **options)
-    assert not (tmp_path / "pool" / DATA_FILE).exists()
 
 
 def test_stored_rows_keep_their_bars():

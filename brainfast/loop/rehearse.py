@@ -217,7 +217,8 @@ def rehearse(
     check_enough(schedule, left, session.options.repeats)
     random = np.random.default_rng([seed, 4])
     onsets = np.arange(schedule.trials) * schedule.interval_s
-    onsets = np.sort(onsets + random.uniform(0.0, schedule.jitter_s, schedule.trials))
+    onsets = onsets + random.uniform(0.0, schedule.jitter_s, schedule.trials)
+    onsets.sort()  # a jitter may be longer than an interval
     volumes = math.ceil((onsets[-1] + 2 * RESPONSE_S) / schedule.tr_s)
     lost = random.random(volumes) < schedule.dropped
     coming = [arrival(float(onset), schedule, lost) for onset in onsets]
