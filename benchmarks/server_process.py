@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -19,25 +20,23 @@ HERE = Path(__file__).resolve().parent
 
 
 class Server:
-    """`brainfast serve` of a model and a pool; where `stall` names a file, by a program whose trunk
-    waits while that file exists.
+    """`brainfast serve` of a model and a pool; one that `stalls` is a program whose trunk can be
+    made to wait.
 
     address: of ZeroMQ; http: URL; rss(): resident bytes
     """
 
-    def __init__(
-        self, model: Path, pool: Path, logs: Path, *options: str, stall: Path | None = None
-    ):
+    def __init__(self, model: Path, pool: Path, logs: Path, *options: str, stalls: bool = False):
         self.logs = logs
-        self._socket = logs.parent / "serve.sock"
-        self.address = f"ipc://{self._socket}"
+        self.address = f"ipc://{logs.parent / 'serve.sock'}"
+        self._stall = logs.parent / "stall"
         arguments = [str(model), "--pool", str(pool), "--logs", str(logs), "--json"]
         arguments += ["--zmq", self.address, "--http", "127.0.0.1:0", *options]
         program = ["-m", "brainfast", "serve"]
         environment = dict(os.environ)
-        if stall is not None:
+        if stalls:
             program = [str(HERE / "serve_stalling.py")]
-            environment["STALL_FILE"] = str(stall)
+            environment["STALL_FILE"] = str(self._stall)
         self._command = [sys.executable, *program, *arguments]
         self._environment = environment
         self._start()
@@ -82,6 +81,15 @@ class Server:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").split(")")[1]
         user, system = fields.split()[11:13]
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    @contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Meanwhile its trunk waits."""
+        self._stall.touch()
+        try:
+            yield
+        finally:
+            self._stall.unlink()
 
     def kill(self) -> None:
         """End it as the system would that has no memory left."""

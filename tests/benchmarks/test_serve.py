@@ -1,8 +1,9 @@
-"""What benchmarks/serve.py makes of answers, logs and results; no server is started."""
+"""What benchmarks/serve.py makes of answers, logs and results; and all of it, with a tiny model."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 
 import serve
+import serve_faults
 import serve_table
 from brainfast.loop import Choice
 from loop_world import betas, session
-from serve_faults import audit
+from serve_faults import audit, check
 from serve_load import Answers, Ask
 from served_model import pictures
 
@@ -95,13 +97,22 @@ def test_the_audit_finds_choices_that_no_log_has(tmp_path):
     whole = {"logs": 1, "choices_logged": 3, "logs_that_replay_otherwise": 0}
     expected = whole | {"choices_received": 3, "received_but_not_logged": 0}
     assert audit(tmp_path, received) == expected
+    check(expected)
     lost = [("run-2", *received[0][1:]), ("run-1", 9, received[0][2]), ("run-1", 0, "other")]
-    assert audit(tmp_path, received + lost)["received_but_not_logged"] == 3
+    found = audit(tmp_path, received + lost)
+    assert found["received_but_not_logged"] == 3
+    with pytest.raises(RuntimeError, match="no received but not logged, got 3"):
+        check(found)
+
+
+def test_a_log_that_replays_otherwise_is_no_result():
+    with pytest.raises(RuntimeError, match="no logs that replay otherwise, got 1"):
+        check({"received_but_not_logged": 0, "logs_that_replay_otherwise": 1})
 
 
 def row(operation: str, **more):
     times = {"p50_ms": 1.25, "p99_ms": 12.0, "p999_ms": None, "max_ms": 150.0}
-    about = {"operation": operation, "clients": 1, "pace_s": 1.5, "beside": "", "answers": 800}
+    about = {"operation": operation, "clients": 1, "pace_s": 0.75, "beside": "", "answers": 800}
     return about | times | {"refused": {"busy": 2}} | more
 
 
@@ -117,15 +128,15 @@ def result() -> dict:
             "runtime": "compile",
             "trunk_precision": "bf16",
         },
-        "tr_s": 1.5,
-        "load": [predicts, row("next", late=1)],
+        "tr_s": 0.75,
+        "load": [predicts, row("predict", p99_ms=None), row("next", late=1, p99_ms=9.0)],
         "soak": {
             "seconds": 600,
             "rows": [row("next", late=0), predicts],
             "rss_mib": memory | {"growth_per_hour_in_second_half": 0.5},
         },
         "faults": {
-            "client dies": {"choices": 4, "outstanding": 4},
+            "client dies": {"given": 3, "choices": 4, "outstanding": 4},
             "queue full": {"predict": predicts, "next": row("next"), "asked": 200},
             "trunk stalls": {
                 "predict": predicts,
@@ -162,9 +173,12 @@ def test_the_page_says_which_budget_was_missed(tmp_path, monkeypatch):
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "former" not in text
-    assert "| next image of a session | 1 | every 1.5 s | 800 | 1.25 | 12 | - | 150 | 1 |" in text
-    assert "p99 **beyond** the budget of 10 ms" in text
-    assert "p99 within the budget of 200 ms" in text
+    assert "image of a session | 1 | every 0.75 s | 800 | 1.25 | 9 | - | 150 | 1 | 2 |" in text
+    budgets = text.splitlines()[2:4]
+    assert "p99 9 ms (within the budget of 10 ms) for one client alone" in budgets[0]
+    assert "p99 12 ms (**beyond** the budget of 10 ms) over 600 s" in budgets[0]
+    assert "too few answers (800) for a p99 for one client alone" in budgets[1]
+    assert "p99 12 ms (within the budget of 200 ms) over 600 s" in budgets[1]
     assert "0 of them missing" in text
 
 
@@ -179,4 +193,31 @@ def test_pictures_differ_and_are_smooth():
 def test_an_unknown_part_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         serve.main(["--only", "loud", "--out", str(tmp_path / "x.json")])
-    assert "load, soak, faults" in capsys.readouterr().err
+    assert "faults, load, soak" in capsys.readouterr().err
+
+
+def quick(folder: Path, parts: str) -> dict:
+    path = folder / "serve.json"
+    serve.main(["--quick", "--only", parts, "--out", str(path)])
+    found = json.loads(path.read_text())
+    assert found["audit"]["choices_received"] > 0
+    assert found["exit_codes_of_drain"] == [0]
+    return found
+
+
+def test_every_fault_comes_about(tmp_path, monkeypatch):
+    monkeypatch.setattr(serve_faults, "PACE_S", 0.1)
+    found = quick(tmp_path, "faults")["faults"]
+    assert found["client dies"] == {"given": 3, "choices": 4, "outstanding": 4}
+    assert found["queue full"]["predict"]["refused"]["busy"] > 0
+    assert found["trunk stalls"]["predict"]["refused"]["stalled"] > 0
+    assert all(found[name]["next"]["answers"] for name in found if name != "client dies")
+
+
+def test_every_kind_of_load_is_answered(tmp_path):
+    found = quick(tmp_path, "load,soak")
+    assert all(row["answers"] for row in found["load"] + found["soak"]["rows"])
+    asked = {(row["operation"], row["clients"], row["pace_s"]) for row in found["load"]}
+    operations, clients, paces = ("next", "tell", "predict"), (1, 3), (None, 0.1)
+    assert asked >= set(itertools.product(operations, clients, paces))
+    assert found["soak"]["rss_mib"]["most"] > 0
