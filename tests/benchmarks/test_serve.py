@@ -105,9 +105,14 @@ def test_the_audit_finds_choices_that_no_log_has(tmp_path):
         check(found)
 
 
-def test_a_log_that_replays_otherwise_is_no_result():
+def test_a_log_that_replays_otherwise_is_an_error_after_the_result_is_written(
+    tmp_path, monkeypatch
+):
+    found = {"audit": {"received_but_not_logged": 0, "logs_that_replay_otherwise": 1}}
+    monkeypatch.setattr(serve, "measure", lambda *_: found)
     with pytest.raises(RuntimeError, match="no logs that replay otherwise, got 1"):
-        check({"received_but_not_logged": 0, "logs_that_replay_otherwise": 1})
+        serve.main(["--out", str(tmp_path / "x.json")])
+    assert json.loads((tmp_path / "x.json").read_text()) == found
 
 
 def row(operation: str, **more):
