@@ -8,14 +8,18 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from ..errors import BrainfastError
+from .connections import Bounded, PatientProtocol
 
 KEEP_ALIVE_S = 900  # between two trials; a client that asks again must not meet a closed connection
 CONNECTIONS = 500
+HEAD_S = 10.0  # for a request's head to come
 END_S = 5  # for the last answers to leave, when all of them are there
 BACKLOG = 128
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -75,15 +79,26 @@ class HttpAddress:
 
 
 class HttpServer:
-    """uvicorn on a socket that listens already, begun and ended by its owner."""
+    """uvicorn on a socket that listens already, begun and ended by its owner.
 
-    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+    head_s: in which the head of a request must have come; connections: at once
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        listener: socket.socket,
+        *,
+        head_s: float = HEAD_S,
+        connections: int = CONNECTIONS,
+    ) -> None:
         self._listener = listener
+        bounded = Bounded(app, connections)
         host, port = listener.getsockname()[:2]
         self.url = f"http://{HttpAddress(host, port)}"
         config = uvicorn.Config(
-            app,
-            http="h11",
+            bounded,
+            http=cast(Any, partial(PatientProtocol, head_s=head_s)),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -91,10 +106,10 @@ class HttpServer:
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
-            limit_concurrency=CONNECTIONS,
             timeout_graceful_shutdown=END_S,
         )
         self._server = _Uvicorn(config)
+        bounded.connections = self._server.server_state.connections
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> asyncio.Task[None]:
