@@ -147,8 +147,14 @@ def numbers(name: str, text: str | None) -> tuple[int, ...] | None:
 
 
 def names(text: str | None) -> list[str] | None:
-    """Names between commas."""
-    return [name.strip() for name in text.split(",")] if text else None
+    """Names between commas, None where no list is given; an empty name is a BrainfastError."""
+    if text is None:
+        return None
+    found = [name.strip() for name in text.split(",")]
+    if not all(found):
+        remedy = "leave the option out for all of them"
+        raise BrainfastError("list", expected="names between commas", got=repr(text), remedy=remedy)
+    return found
 
 
 def image_paths(arguments: list[Path]) -> list[Path]:

@@ -161,8 +161,13 @@ class Source:
         everybody: Sequence[str | None] = self.subjects or list(card.subjects) or [None]
         for subject in everybody:
             read_space(self.model, card, subject).select(self.options["vertices"])
-        if self.pool is not None:
-            Pool.open(self.pool)
+        if self.pool is not None and not len(Pool.open(self.pool)):
+            raise BrainfastError(
+                f"--pool {self.pool}",
+                expected="candidates to choose from",
+                got="none: all were removed, or could not be read",
+                remedy="brainfast pool add",
+            )
 
     def load(self) -> tuple[Engine | GroupEngine, Pool | None]:
         """The engine, and the pool, which must be of the same model."""

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from brainfast import cli_serve
+from brainfast.pool import Pool
 from command_line import Place, assert_one_line, brainfast
 
 PATIENCE_S = 120.0
@@ -126,6 +127,8 @@ def test_an_address_that_is_taken(place: Place) -> None:
         (["--token-file", "nothing-there"], "a file with a token"),
         (["--subject", "subj05"], "a model of several subjects"),
         (["--vertices", "XYZ"], "XYZ"),
+        (["--vertices", ""], "expected names between commas, got ''"),
+        (["--vertices", "FFA,"], "expected names between commas, got 'FFA,'"),
         (["--pool", "nothing-there"], "nothing-there"),
         (["--images", "nothing-there"], "--images: expected a folder"),
         (["--timeout-s", "0"], "timeout_s"),
@@ -140,6 +143,19 @@ def test_arguments_are_checked_before_anything_is_loaded(
 ) -> None:
     monkeypatch.setattr(cli_serve.Source, "load", lambda _: pytest.fail("it was loaded"))
     assert_one_line(brainfast("serve", place.model, *arguments), text)
+
+
+def test_a_pool_of_which_nothing_is_left(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = place.subject / "test_split/test_images"
+    built = brainfast("pool", "build", place.model, images, "--out", tmp_path / "pool", "--quiet")
+    assert built.code == 0, built.err
+    pool = Pool.open(tmp_path / "pool")
+    pool.remove(pool.names)
+    monkeypatch.setattr(cli_serve.Source, "load", lambda _: pytest.fail("it was loaded"))
+    done = brainfast("serve", place.model, "--pool", tmp_path / "pool")
+    assert_one_line(done, "expected candidates to choose from, got none")
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class Session:
     changes it; `next` takes the first that may be shown. Methods may be called from any thread.
     One session follows one subject: for several, make one each, on the same pool.
 
-    Raises BrainfastError for what cannot work, before the first trial.
+    space: whose betas it takes. Raises BrainfastError for what cannot work, before the first trial.
     """
 
     def __init__(
@@ -91,7 +91,8 @@ class Session:
         options.check(check_candidates(candidates))
         deadline_ms = as_number("deadline_ms", deadline_ms, float)
         if not 0 < deadline_ms < 1e6:
-            raise BrainfastError("deadline_ms", expected="above 0", got=str(deadline_ms))
+            bounds = "above 0 and below 1,000,000"
+            raise BrainfastError("deadline_ms", expected=bounds, got=str(deadline_ms))
         design = build_design(
             candidates,
             goals,
@@ -103,7 +104,7 @@ class Session:
             distances=options.min_distance > 0,
         )
         self._start(Progress(design, options), deadline_ms, clock or SystemClock())
-        self._space = Space(goals[0].space_hash, goals[0].subject)
+        self.space = Space(goals[0].space_hash, goals[0].subject)
         with self._closed_by_errors():
             if log is not None:
                 self._journal.begin(Path(log), design, self._header(candidates))
@@ -121,7 +122,7 @@ class Session:
         session = cls.__new__(cls)
         session._start(restored.progress, restored.deadline_ms, clock or SystemClock())
         session._restore_choices(restored)
-        session._space = restored.space
+        session.space = restored.space
         session.dropped_bytes = file.torn
         with session._closed_by_errors():
             about = {"dropped_bytes": file.torn, "versions": versions()}
@@ -335,8 +336,8 @@ class Session:
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "objectives": design.names,
-            "space_hash": self._space.hash,
-            "subject": self._space.subject,
+            "space_hash": self.space.hash,
+            "subject": self.space.subject,
             "deadline_ms": self.deadline_ms,
             "options": asdict(self.options),
             "candidates": len(design),
@@ -373,7 +374,7 @@ class Session:
         self, measured: Any, subject: str | None
     ) -> tuple[NDArray[np.float32], tuple[Measurement, ...]]:
         design = self._progress.design
-        betas = check_betas(betas_of(measured, subject, self._space), design.V)
+        betas = check_betas(betas_of(measured, subject, self.space), design.V)
         return betas, design.measure(betas)
 
     def _trial(self, trial: int) -> Trial:

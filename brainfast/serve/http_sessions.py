@@ -92,7 +92,8 @@ def betas_of(asked: TellRequest) -> NDArray[np.float32]:  # [V]
         got = "neither" if asked.betas is None else "both"
         raise BrainfastError("betas", expected="betas or betas_b64", got=got)
     if asked.betas_b64 is None:
-        return np.array(asked.betas, np.float32)  # None becomes NaN
+        with np.errstate(over="ignore"):  # the session refuses the infinities
+            return np.array(asked.betas, np.float32)  # None becomes NaN
     data = from_base64(asked.betas_b64, "betas_b64")
     if len(data) % FLOAT.itemsize:
         raise BrainfastError(

@@ -172,6 +172,17 @@ async def test_mistakes_are_one_line(
     assert_refused(answer, status, "invalid" if status == 400 else "not_found", text)
 
 
+@on_loop
+@pytest.mark.filterwarnings("error")
+async def test_betas_that_float32_cannot_hold_are_refused_and_nothing_else(tmp_path: Path) -> None:
+    service = await world.opened(tmp_path)
+    await service.next("run", 0)
+    async with client(service) as http:
+        told = {"trial": 0, "betas": [1e39] * world.V}
+        answer = await http.post("/v1/sessions/run/tell", json=told)
+    assert_refused(answer, 400, "invalid", "finite betas, or NaN, got 30 infinite")
+
+
 @pytest.mark.parametrize("body", [b"", b"--x\r\n\r\n", b"--x--", b"--x\r\nno head\r\n--x--"])
 @on_loop
 async def test_forms_that_are_none(body: bytes) -> None:
