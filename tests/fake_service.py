@@ -99,7 +99,13 @@ class FakeService:
         return np.array([[len(str(each)) for each in objectives] for _ in images], np.float64)
 
     async def select(
-        self, objective: Any, k: int = 10, *, exclude: Any = (), timeout_s: Any = None
+        self,
+        objective: Any,
+        k: int = 10,
+        *,
+        exclude: Any = (),
+        subject: str | None = None,
+        timeout_s: Any = None,
     ) -> Any:
         await self._pass("select")
         objectives = [objective] if isinstance(objective, str) else objective

@@ -25,7 +25,7 @@ def about(engine: Engine | GroupEngine, name: str, pool: Any, limits: Limits) ->
         subjects=list(filter(None, spaces)),
         vertices={subject: space.V for subject, space in spaces.items()},
         rois={subject: space.roi_names() for subject, space in spaces.items()},
-        pool=None if pool is None else _about_pool(pool),
+        pool=None if pool is None else _about_pool(pool, isinstance(engine, GroupEngine)),
         limits=limits,
     )
 
@@ -35,12 +35,14 @@ def spaces_of(engine: Engine | GroupEngine) -> Mapping[str, VertexSpace]:
     return engine.spaces if isinstance(engine, GroupEngine) else {"": engine.space}
 
 
-def _about_pool(pool: Any) -> PoolAbout:
+def _about_pool(pool: Any, several: bool) -> PoolAbout:
     index = getattr(pool, "index", None)
     if index is None:  # candidates of a lab's own
         return PoolAbout(len(pool), "fp32", "")
     kind = "projection" if index.basis else KINDS.get(index.key.head, "features")
-    return PoolAbout(len(pool), index.key.dtype, kind)
+    alone = None if several and not index.basis else pool.engine
+    subject = None if alone is None else alone.space.subject
+    return PoolAbout(len(pool), index.key.dtype, kind, subject)
 
 
 def _version() -> str:

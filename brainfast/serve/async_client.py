@@ -90,10 +90,11 @@ class AsyncClient:
         k: int = 10,
         *,
         exclude: Sequence[str] = (),
+        subject: str | None = None,
         timeout_s: float | None = None,
     ) -> list[list[Candidate]]:
         """The k best candidates of every objective, [O][k]."""
-        request = wire.Select(objective=objective, k=k, exclude=list(exclude))
+        request = wire.Select(objective=objective, k=k, exclude=list(exclude), subject=subject)
         reply, _ = await self._ask(request, wire.Selected, timeout_s=timeout_s)
         return reply.candidates
 

@@ -54,6 +54,7 @@ class SessionRecord:
     deadline_ms: float | None = None
     objectives: list[str] = field(default_factory=list)
     strategy: str = ""
+    subject: str | None = None
     problem: str | None = None
     fresh: bool = True  # the latest choice
     trials: dict[int, Trial] = field(default_factory=dict)
@@ -76,6 +77,7 @@ class SessionRecord:
             "deadline_ms": self.deadline_ms,
             "objectives": self.objectives,
             "strategy": self.strategy,
+            "subject": self.subject,
             "problem": self.problem,
         }
 
@@ -251,6 +253,7 @@ class Board:
             state = await self._service.session(record.name)
             record.deadline_ms, record.problem = state.deadline_ms, state.problem
             record.objectives, record.strategy = state.objectives, state.strategy
+            record.subject = state.subject
             self._tell("session", record.about())
 
     def _tell(self, kind: str, data: dict[str, Any]) -> None:

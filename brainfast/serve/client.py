@@ -128,10 +128,13 @@ class Client:
         k: int = 10,
         *,
         exclude: Sequence[str] = (),
+        subject: str | None = None,
         timeout_s: float | None = None,
     ) -> Pending[list[list[Candidate]]]:
         """The k best candidates of every objective, [O][k]."""
-        work = self._client.select(objective, k, exclude=tuple(exclude), timeout_s=timeout_s)
+        work = self._client.select(
+            objective, k, exclude=tuple(exclude), subject=subject, timeout_s=timeout_s
+        )
         return self.submit(work, slow=True)
 
     def session(

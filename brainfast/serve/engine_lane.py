@@ -22,6 +22,7 @@ from .metrics import Metrics
 from .pictures import Decoded, Image, Room, Share, check_count, decoded
 from .refusal import Refusal
 from .scoring import Basis, Folded, FoldedCache, fold
+from .subjects import by_subject, key_of
 
 Rows: TypeAlias = dict[str, NDArray[np.float32]]  # subject -> [B,V], or [B,F] of features
 Prepare: TypeAlias = Callable[[], tuple[tuple[str, ...], Folded | None]]
@@ -82,7 +83,7 @@ class EngineLane:
         changed: Callable[[], None],
     ) -> None:
         self._engine, self._limits, self._metrics = engine, limits, metrics
-        self._engines = _by_subject(engine)
+        self.engines = by_subject(engine)
         self._folded = FoldedCache()
         self._room = Room(HELD * limits.pixels)
         threads = min(4, usable_cores())
@@ -100,7 +101,7 @@ class EngineLane:
     @property
     def subjects(self) -> tuple[str, ...]:
         """Who it answers for; "" is the one subject of a plain engine."""
-        return tuple(self._engines)
+        return tuple(self.engines)
 
     @property
     def waiting(self) -> int:
@@ -128,10 +129,10 @@ class EngineLane:
         self, images: Sequence[Image], objective: Any, subject: str | None, seconds: float
     ) -> NDArray[np.float64]:
         """Scores [B,O] of one subject."""
-        one = self._one(subject)
+        one = key_of(self.engines, subject)
 
         def folded() -> tuple[tuple[str, ...], Folded]:
-            engine, most = self._engines[one], self._limits.objectives
+            engine, most = self.engines[one], self._limits.objectives
             return (one,), self._folded.get(one, objective, lambda: fold(engine, objective, most))
 
         answer: NDArray[np.float64] = await self._answer(images, seconds, folded)
@@ -183,22 +184,7 @@ class EngineLane:
             return self.subjects
         if not subjects:
             raise Refusal("invalid", "subjects", expected="one at least", got="none")
-        return tuple(dict.fromkeys(self._one(subject) for subject in subjects))
-
-    def _one(self, subject: str | None) -> str:
-        """The key of a subject; None is the only one."""
-        if subject in self._engines:
-            return str(subject)
-        only = next(iter(self._engines.values())) if len(self._engines) == 1 else None
-        if only is not None and subject in (None, only.space.subject):
-            return self.subjects[0]
-        known = [name or self._engines[name].space.subject or "" for name in self._engines]
-        raise Refusal(
-            "invalid",
-            "subject",
-            expected=f"one of {', '.join(filter(None, known)) or 'none, of this model'}",
-            got=repr(subject),
-        )
+        return tuple(dict.fromkeys(key_of(self.engines, subject) for subject in subjects))
 
     def _stalled(self) -> Refusal:
         return Refusal(
@@ -249,7 +235,7 @@ class EngineLane:
 
     def _computed(self, images: list[Decoded], subjects: Sequence[str], basis: Basis) -> Rows:
         if basis == "features":  # which are the same for every subject
-            rows = Projection(self._engines[subjects[0]], None).features(images)
+            rows = Projection(self.engines[subjects[0]], None).features(images)
             return dict.fromkeys(subjects, rows)
         batch = self._limits.images
         if isinstance(self._engine, GroupEngine):
@@ -274,9 +260,3 @@ def warm_batches(most: int) -> tuple[int, ...]:
     """1, 2, 4, ... and the most itself."""
     powers = [1 << n for n in range(most.bit_length()) if 1 << n < most]
     return (*powers, most)
-
-
-def _by_subject(engine: Engine | GroupEngine) -> dict[str, Engine]:
-    if isinstance(engine, GroupEngine):
-        return {subject: engine.of(subject) for subject in engine.subjects}
-    return {"": engine}

@@ -53,6 +53,7 @@ class SelectRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     objective: str | list[str]
     k: int = 10
     exclude: Id | list[Id] = msgspec.field(default_factory=list)
+    subject: str | None = None
     timeout_s: float | None = None
 
 
@@ -125,7 +126,13 @@ def predict_router(service: Service, bodies: Bodies) -> APIRouter:
     async def select(request: Request) -> Response:
         asked = await bodies.json(request, SelectRequest)
         exclude = [asked.exclude] if isinstance(asked.exclude, str) else asked.exclude
-        work = service.select(asked.objective, asked.k, exclude=exclude, timeout_s=asked.timeout_s)
+        work = service.select(
+            asked.objective,
+            asked.k,
+            exclude=exclude,
+            subject=asked.subject,
+            timeout_s=asked.timeout_s,
+        )
         found = await while_connected(request, work)
         return answer({"objective": asked.objective, "candidates": found})
 

@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..group_engine import GroupEngine
 from ..loop.design_file import design_path
 from ..loop.log import read_header
 from ..loop.session import Session
 from .refusal import Refusal
 from .requests import SESSION_NAME, OpenSession
+from .subjects import Pools
 
 # What a request hands on to the session as it is.
 OPTIONS = tuple(
-    field for field in OpenSession.__struct_fields__ if field not in ("objective", "resume")
+    field
+    for field in OpenSession.__struct_fields__
+    if field not in ("objective", "subject", "resume")
 )
 
 
@@ -28,6 +30,18 @@ def check_name(name: str) -> None:
             "session",
             expected="1 to 64 letters, digits, _ . or -, of which the first is a letter or digit",
             got=f"{name!r:.80}",
+        )
+
+
+def check_room(open_now: int, most: int) -> None:
+    """Refuse a session beyond the most that may be open; to ask again later would not help."""
+    if open_now >= most:
+        raise Refusal(
+            "too_many",
+            "sessions",
+            expected=f"at most {most} open",
+            got="one more",
+            remedy="close one that has ended, or serve with a larger --sessions",
         )
 
 
@@ -53,8 +67,8 @@ def check_log(name: str, request: OpenSession, log: Path) -> None:
             remedy="begin it with resume=false",
         )
     header = read_header(log)
-    begun = {"deadline_ms": header.get("deadline_ms"), **header.get("options", {})}
-    check_same(name, request, header.get("objectives", []), begun)
+    begun = {field: header.get(field) for field in ("deadline_ms", "subject")}
+    check_same(name, request, header.get("objectives", []), begun | header.get("options", {}))
 
 
 def check_same(
@@ -67,6 +81,8 @@ def check_same(
         for field in OPTIONS
         if getattr(request, field) != getattr(plain, field)
     }
+    if request.subject:
+        wanted["subject"] = request.subject
     had = {field: begun.get(field) for field in wanted}
     if request.objective is not None:
         texts = [request.objective] if isinstance(request.objective, str) else request.objective
@@ -83,12 +99,13 @@ def check_same(
             )
 
 
-def begin(pool: Any, engine: Any, request: OpenSession, log: Path) -> Session:
+def begin(pools: Pools, request: OpenSession, log: Path) -> Session:
     """The session of a request, on its log."""
     if request.resume:
-        return Session.resume(log, pool)
+        return Session.resume(log, pools.pool)
     if request.objective is None:
         raise Refusal("invalid", "objective", expected="one, to begin a session", got="none")
-    own = getattr(pool, "engine", None) is not None or isinstance(engine, GroupEngine)
+    pool, engine = pools.of(request.subject)
+    own = getattr(pool, "engine", None) is not None
     options = {field: getattr(request, field) for field in OPTIONS}
     return Session(pool, request.objective, engine=None if own else engine, log=log, **options)

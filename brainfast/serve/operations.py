@@ -41,7 +41,11 @@ async def perform(
             return wire.to_message(wire.Scored(id=id), [scores])
         case wire.Select():
             best = await service.select(
-                request.objective, request.k, exclude=request.exclude, timeout_s=timeout_s
+                request.objective,
+                request.k,
+                exclude=request.exclude,
+                subject=request.subject,
+                timeout_s=timeout_s,
             )
             candidates = convert(best, list[list[wire.Candidate]], from_attributes=True)
             return wire.to_message(wire.Selected(id=id, candidates=candidates))

@@ -23,7 +23,9 @@ SAMPLED = 64  # candidates that the colours' range is taken from
 
 @dataclass(frozen=True, eq=False)
 class PageMap:
-    """about: JSON, its `kind` "flat", "bars" or "none"; raster: of "flat", see `FlatSide.pack`.
+    """about: JSON, its `kind` "flat", "bars" or "none", and whose `subject`'s responses are drawn.
+
+    raster: of "flat", see `FlatSide.pack`
 
     values: name of a candidate -> [V] of "flat", [R] of "bars", a number for each of `names`
     """
@@ -40,10 +42,13 @@ def page_map(pool: Pool | None) -> PageMap:
     """
     if pool is None:
         return _nothing("The server has no pool: there is no choice to draw.")
+    if not len(pool):
+        return _nothing("The pool is empty: there is no candidate to draw.")
     if pool.index.basis:
         known = _Scores(pool)
         note = "The pool holds scores alone, so no map can be drawn; these are its scores."
-        return _bars(pool.index.basis, known, _sample(pool, known), note)
+        subject = None if pool.engine is None else pool.engine.space.subject
+        return _bars(pool.index.basis, known, _sample(pool, known), note, subject)
     if pool.engine is None:
         return _nothing("The pool was opened without its engine: responses cannot be computed.")
     space = pool.engine.space
@@ -53,12 +58,14 @@ def page_map(pool: Pool | None) -> PageMap:
         names = region_names(space, None) or ["all"]
         means = _Means([space.roi(name) for name in names], respond)
         note = "These vertices have no flat cortex to be drawn on; bars are the means of regions."
-        return _bars(names, means, np.stack([means.of(row) for row in sample]), note)
+        rows = np.stack([means.of(row) for row in sample])
+        return _bars(names, means, rows, note, space.subject)
     sides = flat_sides(space)
     about = {
         "kind": "flat",
         "units": "z",
         "V": space.V,
+        "subject": space.subject,
         "limit": colour_limit(sample),
         "colours": colour_table().reshape(-1).tolist(),
         "sides": [side.about() for side in sides],
@@ -119,7 +126,11 @@ def _drawable(space: VertexSpace) -> bool:
 
 
 def _bars(
-    names: Sequence[str], values: Callable[[str], Floats], sample: Floats, note: str
+    names: Sequence[str],
+    values: Callable[[str], Floats],
+    sample: Floats,  # [n,R]
+    note: str,
+    subject: str | None,
 ) -> PageMap:
     about = {
         "kind": "bars",
@@ -127,6 +138,7 @@ def _bars(
         "limit": colour_limit(sample.reshape(1, -1)),  # a bar that is cut off would mislead
         "colours": colour_table().reshape(-1).tolist(),
         "names": list(names),
+        "subject": subject,
         "note": note,
     }
     return PageMap(msgspec.json.encode(about), b"", values)

@@ -20,12 +20,13 @@ Id = Annotated[str, msgspec.Meta(max_length=1024)]
 class OpenSession(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A session to begin, or with `resume` one to go on with.
 
-    objective: "FFA - PPA", or what else a JSON list of these may hold; the other fields are those
-    of `brainfast.Session`. To resume, none is needed: those of the log count, and what is given and
-    differs is a conflict.
+    objective: "FFA - PPA", or what else a JSON list of these may hold; subject: whose it is, needed
+    where the model has several; the other fields are those of `brainfast.Session`. To resume, none
+    is needed: those of the log count, and what is given and differs is a conflict.
     """
 
     objective: str | list[str] | None = None
+    subject: Id | None = None
     strategy: Strategy = "greedy"
     kappa: float = 1.0
     repeats: int = 1
@@ -54,7 +55,7 @@ class SessionState(msgspec.Struct, frozen=True):
 
     trials: choices so far, of which told, skipped, and late ones; allowed: candidates that may
     still be shown; problem: why the latest ranking failed, if it did; log: name of the file;
-    dropped_bytes: torn off its end when it was resumed.
+    dropped_bytes: torn off its end when it was resumed; subject: whose it is, if that has a name.
     """
 
     name: str
@@ -70,14 +71,20 @@ class SessionState(msgspec.Struct, frozen=True):
     problem: str | None
     log: str
     dropped_bytes: int
+    subject: str | None = None
 
 
 class PoolAbout(msgspec.Struct, frozen=True):
-    """The candidates; kind: "latent", "tokens" or "projection"; "" of a lab's own."""
+    """The candidates.
+
+    kind: "latent", "tokens" or "projection"; "" of a lab's own; subject: the only one who can be
+    asked about, None where all subjects of the model can be, or where that one has no name.
+    """
 
     items: int
     dtype: str
     kind: str
+    subject: str | None = None
 
 
 class About(msgspec.Struct, frozen=True):

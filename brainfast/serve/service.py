@@ -24,12 +24,13 @@ from .events import ChoiceEvent, Event, Events, PredictEvent, State, StateEvent
 from .lane import Clock, Lane, each
 from .limits import Limits
 from .metrics import Metrics
-from .opening import begin, check_name
+from .opening import begin, check_name, check_room
 from .pictures import Image
 from .refusal import Refusal, draining
 from .requests import About, OpenSession, SessionState
 from .scoring import goal_of
 from .session_lane import SessionLane
+from .subjects import Pools
 
 STARTING_RETRY_S = 1.0
 
@@ -66,6 +67,7 @@ class Service:
         self._engine_lane = EngineLane(
             engine, self.limits, self.metrics, clock=clock, changed=self._from_thread(self._watch)
         )
+        self._pools = None if pool is None else Pools(pool, self._engine_lane.engines)
         self._pool_lane: Lane[Callable[[], Any]] = Lane(
             "pool", self.limits.waiting, each, clock=clock
         )
@@ -139,16 +141,21 @@ class Service:
         k: int = 10,
         *,
         exclude: Sequence[str] = (),
+        subject: str | None = None,
         timeout_s: float | None = None,
     ) -> list[list[Candidate]]:
-        """The k best candidates of every objective, [O][k]; it needs no engine that works."""
+        """The k best candidates of every objective, [O][k]; it needs no engine that works.
+
+        subject: needed where the model has several.
+        """
         seconds = self._taking(timeout_s)
-        pool = self._need_pool()
+        pools = self._need_pool()
         self._check_k(k)
 
         def choose() -> list[list[Candidate]]:
             goal = goal_of(objective, self.limits.objectives)
             self._check_k(k, len(goal))
+            pool, _ = pools.of(subject)
             found = pool.top(goal, k, exclude=exclude)
             return [found[name] for name in goal.names]
 
@@ -160,7 +167,7 @@ class Service:
 
         Asked again, it is opened once, and until the first choice without `resume` too.
         Errors: "conflict" for a log that is there already, or a session of another request;
-        "not_found" for no log to resume; "busy" where `limits.sessions` are open.
+        "not_found" for no log to resume; "too_many" where `limits.sessions` are open.
         """
         self._taking(None)
         check_name(name)
@@ -270,8 +277,8 @@ class Service:
             )
         return float(timeout_s)
 
-    def _need_pool(self) -> Pool:
-        if self.pool is None:
+    def _need_pool(self) -> Pools:
+        if self._pools is None:
             raise Refusal(
                 "not_found",
                 "pool",
@@ -279,7 +286,7 @@ class Service:
                 got="one without",
                 remedy="brainfast serve MODEL --pool POOL",
             )
-        return self.pool
+        return self._pools
 
     def _check_k(self, k: int, objectives: int = 1) -> None:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
@@ -289,7 +296,7 @@ class Service:
             raise Refusal("too_large", "k", expected=expected, got=str(k * objectives))
 
     def _new_session(self, name: str, request: OpenSession) -> SessionLane:
-        pool = self._need_pool()
+        pools = self._need_pool()
         if self.logs is None:
             raise Refusal(
                 "not_found",
@@ -298,20 +305,13 @@ class Service:
                 got="one without a folder for them",
                 remedy="brainfast serve MODEL --pool POOL --logs DIR",
             )
-        if len(self._session_lanes) >= self.limits.sessions:
-            raise Refusal(
-                "busy",
-                "sessions",
-                expected=f"at most {self.limits.sessions} open",
-                got="one more",
-                remedy="close one first",
-            )
+        check_room(len(self._session_lanes), self.limits.sessions)
         lane = SessionLane(
             name,
             request,
             self.logs / f"{name}.jsonl",
             self.limits,
-            start=lambda request, log: begin(pool, self.engine, request, log),
+            start=lambda request, log: begin(pools, request, log),
             publish=self._from_thread(self._note),
             last=self._from_thread(lambda: self._forget(lane)),
             clock=self._clock,

@@ -158,7 +158,8 @@ class SessionLane:
         return self._state(self.session)
 
     def _rejoined(self, session: Session, request: OpenSession) -> SessionState:
-        begun = {"deadline_ms": session.deadline_ms, **asdict(session.options)}
+        begun = {"deadline_ms": session.deadline_ms, "subject": session.space.subject}
+        begun |= asdict(session.options)
         check_same(self.name, request, session.objectives, begun)
         return self._state(session)
 
@@ -257,6 +258,7 @@ class SessionLane:
             problem=session.problem,
             log=self.log.name,
             dropped_bytes=session.dropped_bytes,
+            subject=session.space.subject,
         )
 
 
@@ -286,7 +288,12 @@ def _calls(batch: Sequence[Call]) -> list[Any]:
 
 
 def _of_the_disk(error: Exception) -> Exception:
-    """A disk that refused a line took no part of it, so the request may be repeated."""
+    """A disk that refused a line took no part of it, so the request may be repeated.
+
+    A log that another server has, or has just made, is a conflict instead: it stays there.
+    """
+    if isinstance(error.__cause__, BlockingIOError | FileExistsError):
+        return _refused(error, "conflict")
     return _refused(error, "stalled", retry_after_s=1.0)
 
 

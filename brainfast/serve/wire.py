@@ -63,6 +63,7 @@ class Select(Request, tag="select"):
     objective: Objective
     k: Count = 10
     exclude: Names = msgspec.field(default_factory=list)
+    subject: str | None = None
 
 
 class Open(Request, tag="open"):

@@ -76,6 +76,18 @@ async def test_a_log_that_is_there_is_resumed_or_left_alone(tmp_path: Path) -> N
 
 
 @on_loop
+async def test_a_log_that_another_server_writes_is_a_conflict(tmp_path: Path) -> None:
+    other = await opened(tmp_path)
+    await other.next("run", 0)
+    served = await started(tmp_path)
+    held = await refusal(served.open_session("run", asked(resume=True)))
+    assert (held.code, held.retry_after_s) == ("conflict", None)
+    assert "another session's" in str(held)
+    await other.close_session("run")
+    assert (await served.open_session("run", asked(resume=True))).trials == 1
+
+
+@on_loop
 async def test_a_design_without_its_log_is_left_alone(tmp_path: Path) -> None:
     beside = tmp_path / "run.jsonl.design.safetensors"
     beside.write_bytes(b"of an older session")
@@ -119,7 +131,8 @@ async def test_so_many_sessions_may_be_open(tmp_path: Path) -> None:
     served = await started(tmp_path, sessions=2)
     await served.open_session("a", asked())
     await served.open_session("b", asked())
-    assert (await refusal(served.open_session("c", asked()))).code == "busy"
+    full = await refusal(served.open_session("c", asked()))
+    assert (full.code, full.status, full.retry_after_s) == ("too_many", 429, None)
     await served.close_session("a")
     await served.open_session("c", asked())
     assert served.sessions() == ["b", "c"]

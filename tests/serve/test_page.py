@@ -19,6 +19,7 @@ from brainfast.data.simulated_cortex import visual_cortex
 from brainfast.errors import BrainfastError
 from brainfast.flat_mesh import data_boxes, flat_mesh, raster
 from brainfast.maps import value_map
+from brainfast.pool import Pool
 from brainfast.serve import page as page_module
 from brainfast.serve.flat_raster import (
     NO_TRIANGLE,
@@ -29,7 +30,7 @@ from brainfast.serve.flat_raster import (
 from brainfast.serve.page import FILES, page_router
 from brainfast.vertex_space import VertexSpace
 from page_world import TellingService, make_pool, painted, unpack, write_images
-from serve_world import Gate, happens, on_loop
+from serve_world import Gate, group, happens, on_loop
 
 
 def client(service, folder=None):
@@ -234,6 +235,26 @@ async def test_a_pool_of_scores_shows_its_scores(images, tmp_path):
         reply = await page.get("/v1/flat/response", params={"image": name})
         expected = [pool.score(objective)[4, 0] for objective in about["names"]]
         np.testing.assert_allclose(np.frombuffer(reply.content, "<f4"), expected, rtol=1e-5)
+
+
+@on_loop
+async def test_an_empty_pool_is_nothing_to_draw(images, tmp_path):
+    pool = make_pool(tmp_path / "emptied", images)
+    pool.remove(pool.names)
+    async with client(TellingService(pool)) as page:
+        reply = await page.get("/v1/flat")
+        assert (reply.status_code, reply.json()["kind"]) == (200, "none")
+        assert "empty" in reply.json()["note"]
+
+
+@on_loop
+async def test_the_page_tells_whose_responses_are_drawn(images, tmp_path):
+    several = group()
+    pool = Pool.build(several.of("a"), images, path=tmp_path / "shared")
+    for subject in several.subjects:
+        service = TellingService(pool.with_engine(several.of(subject)))
+        async with client(service) as page:
+            assert (await page.get("/v1/flat")).json()["subject"] == subject
 
 
 @on_loop

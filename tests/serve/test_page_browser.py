@@ -19,10 +19,11 @@ from PIL import Image
 
 from brainfast.flat_mesh import data_boxes, flat_mesh
 from brainfast.map_colours import Scale
+from brainfast.pool import Pool
 from brainfast.serve.page import page_router
 from brainfast.serve.service import Service
 from page_world import TellingService, make_pool, painted, unpack
-from serve_world import asked, betas
+from serve_world import asked, betas, group
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -315,6 +316,33 @@ def test_the_page_finds_a_server_that_was_restarted(pool, images, open_page):
     finally:
         second.call(second.service.become, "closed")
         second.stop()
+
+
+def test_of_several_subjects_only_the_maps_own_is_drawn(images, tmp_path, open_page):
+    several = group()
+    pool = Pool.build(several.of("b"), images, path=tmp_path / "pool")
+    service = Service(several, name="toy", pool=pool, logs=tmp_path / "logs")
+    server = Server(service, images)
+    try:
+        server.run(service.start())
+        page = open_page(server.url)
+        page.wait_for_selector("#canvas-lh", state="attached")
+        assert page.locator("#units").text_content().startswith("predicted response of b (z)")
+        bare = page.evaluate(CANVAS, "lh")
+        for name in ("b-1", "a-1", "b-2"):
+            subject = name[0]
+            server.run(service.open_session(name, asked(subject=subject)))
+            image = server.run(service.next(name, 0)).image
+            if subject == "b":
+                page.wait_for_selector(f'#cortex[data-image="{image}"]')
+                shows(page, "#map-note", "")
+            else:
+                page.get_by_text("The map is of b, and this session of another").wait_for()
+                page.wait_for_selector("#cortex:not([data-image])")
+            assert (page.evaluate(CANVAS, "lh") == bare) == (subject == "a")
+    finally:
+        server.run(service.drain())
+        server.stop()
 
 
 def test_bars_stand_for_regions_where_there_is_no_flat_cortex(images, tmp_path, open_page):

@@ -26,6 +26,7 @@ def test_every_code_has_its_status() -> None:
         "conflict": 409,
         "too_large": 413,
         "busy": 429,
+        "too_many": 429,
         "stalled": 503,
         "draining": 503,
         "starting": 503,
@@ -93,7 +94,7 @@ def test_a_limit_is_a_number_above_0(name: str, value: Any) -> None:
 def test_a_request_has_what_a_session_takes() -> None:
     session = inspect.signature(Session).parameters
     for field in msgspec.structs.fields(OpenSession):
-        if field.name in ("objective", "resume"):
+        if field.name in ("objective", "subject", "resume"):
             continue
         default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
         taken = session[field.name].default

@@ -111,7 +111,8 @@ async def test_select_is_the_pools_order(real_pool: Pool) -> None:
     served = service(candidates=real_pool)
     await served.start()
     assert served.about().pool == msgspec.convert(
-        {"items": 6, "dtype": "fp32", "kind": "latent"}, type(served.about().pool)
+        {"items": 6, "dtype": "fp32", "kind": "latent", "subject": "subj01"},
+        type(served.about().pool),
     )
     first, again, other = await served.select(["FFA", "FFA", "PPA - V1"], 3)
     scores = await served.score([picture(seed) for seed in range(6)], ["FFA", "PPA - V1"])

@@ -18,6 +18,7 @@ const shown = {
   edges: [],
   life: null,
   version: null,
+  several: false, // subjects
   state: "connecting",
   linked: false,
   lostAt: null,
@@ -56,6 +57,7 @@ const take = {
     shown.edges = data.edges_ms;
     shown.latency = data.latency;
     shown.clock = data.now - Date.now() / 1000;
+    shown.several = data.about.subjects.length > 1;
     const who = data.about.subjects.length === 1 ? `, ${data.about.subjects[0]}` : "";
     put("model", data.about.model + who);
     if (!shown.sessions.has(shown.session)) {
@@ -187,7 +189,7 @@ function drawChoice() {
   $("live").hidden = !pinned;
   $("flag").hidden = !choice;
   drawPicture(choice);
-  map.show(choice?.image ?? null);
+  map.show(choice?.image ?? null, shown.several ? (session()?.subject ?? "another") : null);
   put("image", choice?.image ?? "");
   $("image").title = choice?.image ?? "";
   put("trial", choice ? String(choice.trial) : "\u2013");

@@ -16,6 +16,7 @@ export class ResponseMap {
     this.cortex = null;
     this.life = null; // of the server
     this.wanted = null; // the image to show
+    this.subject = null; // whose response it is, null where there is one alone
     this.painted = null; // the one that is drawn, or asked for
     this.clearing = null; // timer
   }
@@ -50,12 +51,19 @@ export class ResponseMap {
     this.clear();
     if (about.limit !== undefined) drawKey(about);
     this.painted = null;
-    this.show(this.wanted);
+    this.show(this.wanted, this.subject);
   }
 
-  // image: a candidate's name, or null for none
-  async show(image) {
+  // image: a candidate's name, or null for none; subject: whose session chose it, of several
+  async show(image, subject) {
     this.wanted = image;
+    this.subject = subject;
+    const own = this.about?.subject;
+    if (image !== null && subject !== null && own && subject !== own) {
+      this.painted = null;
+      this.clear();
+      return note(`The map is of ${own}, and this session of another subject: none is drawn.`);
+    }
     if (!this.about || this.about.kind === "none" || image === this.painted) return;
     this.painted = image;
     if (image === null) return this.clear();
@@ -66,7 +74,7 @@ export class ResponseMap {
       if (this.painted !== image) return;
       if (reply.status === 204) {
         this.painted = null; // another request of ours came after this one
-        return setTimeout(() => this.show(this.wanted), PASSED_OVER_MS);
+        return setTimeout(() => this.show(this.wanted, this.subject), PASSED_OVER_MS);
       }
       const values = new Float32Array(await reply.arrayBuffer());
       if (this.painted === image) this.paint(values, image);
@@ -106,7 +114,7 @@ function note(text) {
   $("map-note").textContent = text;
 }
 
-function drawKey({ colours, limit, units, kind }) {
+function drawKey({ colours, limit, units, kind, subject }) {
   const ramp = $("ramp").getContext("2d");
   const picture = ramp.createImageData(256, 1);
   for (let n = 0; n < 256; n++) {
@@ -120,7 +128,8 @@ function drawKey({ colours, limit, units, kind }) {
   });
   $("ticks").replaceChildren(...ticks);
   const range = kind === "flat" ? ", one range for all trials" : "";
-  $("units").textContent = `predicted response (${units})${range}`;
+  const whose = subject ? ` of ${subject}` : "";
+  $("units").textContent = `predicted response${whose} (${units})${range}`;
 }
 
 function drawBars({ names, limit, colours }, values) {
