@@ -13,6 +13,7 @@ frame whether it is done. What was shown when is in SESSION.csv, a line an image
 - If the server dies, fallbacks are shown until it is back. The session is resumed from its log.
 - If this program dies, call it again with --resume: it goes on after the last image that was shown,
   and the betas that are still missing are told.
+- At its end the session is closed, since a server keeps only so many open. Its log stays.
 
 Put your GLM in place of `Glm.betas`. Was run on a stand-in for PsychoPy's window, not in PsychoPy.
 """
@@ -20,23 +21,23 @@ Put your GLM in place of `Glm.betas`. Was run on a stand-in for PsychoPy's windo
 from __future__ import annotations
 
 import argparse
-import csv
 import queue
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from session_files import Record, Shown, load, of_user  # beside this file
 
 from brainfast.errors import BrainfastError
 from brainfast.serve import Client
@@ -45,6 +46,7 @@ PASSING = ("timed_out", "busy", "stalled", "starting", "draining")
 AGAIN_S = 0.25
 REQUEST_S = 2.0
 OPEN_S = 30.0
+CLOSE_S = 10.0
 FRAME_S = 1 / 60
 
 
@@ -95,47 +97,6 @@ class PsychoPyScreen:
 
     def stop(self) -> bool:
         return bool(self._keys(["escape"]))
-
-
-class Shown(NamedTuple):
-    """A line of the record; trial: number of the choice, None for a fallback."""
-
-    trial: int | None
-    image: str
-    onset_s: float
-
-
-class Record:
-    """SESSION.csv: what was shown, written before the next frame is drawn."""
-
-    def __init__(self, path: Path, resume: bool) -> None:
-        self.shown: list[Shown] = []
-        if path.exists() and not resume:
-            raise BrainfastError(
-                str(path),
-                expected="a new file",
-                got="one that is there",
-                remedy="choose another --session, or go on with this one: --resume",
-            )
-        if resume and path.exists():
-            with path.open(newline="") as file:
-                for trial, image, onset in csv.reader(file):
-                    self.shown.append(Shown(int(trial) if trial else None, image, float(onset)))
-        self._path = path
-
-    def begin(self) -> None:
-        """Open the file, once the session is there that it tells of."""
-        self._file = self._path.open("a", newline="", buffering=1)
-        self._table = csv.writer(self._file)
-
-    def add(self, shown: Shown) -> None:
-        self.shown.append(shown)
-        self._table.writerow(shown)
-
-    @property
-    def trials(self) -> list[int]:
-        """Choices that were shown."""
-        return [shown.trial for shown in self.shown if shown.trial is not None]
 
 
 class Glm:
@@ -304,10 +265,6 @@ class Loop:
         return (choice.trial, choice.image) if image else (None, "fallback")
 
 
-def load(path: Path) -> Image.Image:
-    return Image.open(path).convert("RGB")
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--address", default="tcp://127.0.0.1:5555", help="as serve's --zmq")
@@ -325,35 +282,55 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@contextmanager
+def opened(client: Client, options: argparse.Namespace) -> Iterator[Any]:
+    """The session of a run, which is closed however the run ends."""
+    session = client.session(
+        options.session,
+        None if options.resume else options.objective,
+        resume=options.resume,
+        timeout_s=OPEN_S,
+    ).result()
+    try:
+        yield session
+    finally:
+        try:
+            session.close(timeout_s=CLOSE_S).result()
+        except BrainfastError as error:  # the run is in the log and in the record all the same
+            complain(f"session {options.session} may still be open at the server: {error}")
+
+
 def run(options: argparse.Namespace, make_screen: Callable[[], Screen], timing: Timing) -> Record:
     """Open the session, which may take seconds, then the window, and play."""
-    fallback = load(options.fallback)
+    if not options.pictures.is_dir():
+        raise BrainfastError("--pictures", expected="a folder", got=str(options.pictures))
+    fallback = of_user("--fallback", "a picture", lambda: load(options.fallback))
+    token = None
+    if options.token_file:
+        token = of_user("--token-file", "a file with a token", options.token_file.read_text).strip()
     record = Record(Path(f"{options.session}.csv"), options.resume)
-    token = options.token_file.read_text().strip() if options.token_file else None
+    if record.torn:
+        complain(f"{options.session}.csv: its last line was torn and is dropped: {record.torn!r}")
+    markers = markers_of(options.session) if options.lsl else None
     with Client(options.address, token=token, timeout_s=REQUEST_S) as client:
         about = client.about(timeout_s=OPEN_S).result()
-        session = client.session(
-            options.session,
-            None if options.resume else options.objective,
-            resume=options.resume,
-            timeout_s=OPEN_S,
-        ).result()
-        record.begin()
-        loop = Loop(
-            make_screen(),
-            session,
-            Requests(),
-            Glm(max(about.vertices.values()), options.delay),
-            record,
-            options.pictures,
-            fallback,
-            timing,
-            markers_of(options.session) if options.lsl else None,
-        )
-        for waiting in session.state.outstanding:
-            if waiting.trial in record.trials:
-                loop.measure(waiting.trial)
-        loop.play(options.trials)
+        with opened(client, options) as session:
+            record.begin()
+            loop = Loop(
+                make_screen(),
+                session,
+                Requests(),
+                Glm(max(about.vertices.values()), options.delay),
+                record,
+                options.pictures,
+                fallback,
+                timing,
+                markers,
+            )
+            for waiting in session.state.outstanding:
+                if waiting.trial in record.trials:
+                    loop.measure(waiting.trial)
+            loop.play(options.trials)
     if loop.unmeasured:
         complain(
             f"no betas were told for {sorted(loop.unmeasured)}: --resume --trials 0 waits more"
@@ -368,12 +345,16 @@ def markers_of(session: str) -> Any:
 
 
 def main() -> None:
-    if find_spec("psychopy") is None:
-        sys.exit("psychopy_session: pip install psychopy")
+    options = arguments()
     try:
-        run(arguments(), PsychoPyScreen, Timing())
+        if find_spec("psychopy") is None:
+            raise BrainfastError(
+                "psychopy", expected="PsychoPy", got="none", remedy="pip install psychopy"
+            )
+        run(options, PsychoPyScreen, Timing())
     except BrainfastError as error:
-        sys.exit(f"psychopy_session: {error}")
+        complain(error)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

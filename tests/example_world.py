@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent
+EXAMPLES = TESTS.parent / "examples"
+STAND_INS = TESTS / "examples" / "stand_ins"
 START_S = 120.0
 PICTURES = 40
+SESSIONS = 4  # that a server keeps open, so that one which is not closed is missed
 FALLBACK = 200  # white alone Octave reads as bits
 
 
@@ -66,11 +69,19 @@ class Server:
         except urllib.error.HTTPError:
             return False
 
+    def sessions(self) -> list[str]:
+        """Names of those that are open."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        request = urllib.request.Request(f"{self.url}/v1/sessions", headers=headers)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return list(json.load(answer)["sessions"])
+
     def kill(self) -> None:
         """As a power cut would."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
 
     @property
     def errors(self) -> str:

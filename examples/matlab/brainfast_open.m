@@ -5,12 +5,12 @@ function bf = brainfast_open(url, session, request, token, patience_s)
 %   bf = brainfast_open(url, session, struct('objective', 'FFA - PPA', 'resume', true), token)
 %
 % request: fields of the session, see docs/serve.md: objective, strategy, kappa, repeats, seed,
-%   fallback, exclude, deadline_ms, model_share, resume.
+%   model_share, fallback, exclude, balance, min_distance, deadline_ms, resume.
 % token: text, where the server was started with one; '' without.
 % patience_s: how long to try, 20 where it is not given.
 % bf: what the other functions take. bf.state tells of the session: trials, told, outstanding, ...
 %   bf.request_s is the time-out of one request and bf.patience_s of all its repeats; set both
-%   shorter where the screen must not wait.
+%   shorter where the screen must not wait. Close the session at its end: brainfast_close(bf).
 %
 % Errors have identifiers: 'brainfast:conflict' where the session exists and resume is not true.
 % Was run in GNU Octave 7 with curl. MATLAB uses webread and webwrite; it was not run there.

@@ -15,6 +15,8 @@ function run_session(url, session, pictures, varargin)
 % What was shown when is in SESSION.csv: trial (-1: the fallback), image, onset. After a crash, of
 % the server or of MATLAB, call it again with 'resume', true: it goes on after the last line.
 %
+% However it ends, it closes its session: a server keeps only so many open. The log stays.
+%
 % Was run in GNU Octave 7 on stand-ins for Psychtoolbox; in MATLAB it was not run.
     option = struct('objective', 'FFA - PPA', 'trials', 100, 'soa_s', 4, 'image_s', 2, ...
                     'ask_s', 0.5, 'load_s', 0.2, 'last_s', 30, 'betas', 'betas', ...
@@ -29,11 +31,15 @@ function run_session(url, session, pictures, varargin)
     elseif exist(record, 'file')
         error('brainfast:conflict', '%s exists: choose another session, or say resume', record);
     end
+    if ~exist(pictures, 'dir')
+        error('brainfast:invalid', 'pictures: expected a folder, got %s', pictures);
+    end
+    fallback = imread(option.fallback);
     request = struct('objective', option.objective, 'resume', option.resume);
     bf = brainfast_open(url, session, request, option.token);
+    close_session = onCleanup(@() end_session(bf));
     bf.request_s = option.ask_s;
     bf.patience_s = 0;  % one try: the next image is the next try
-    fallback = imread(option.fallback);
     next = max([shown, -1]) + 1;  % number of the choice that is wanted
     told = [];  % after a crash all that is there is told again, which does no harm
 
@@ -140,6 +146,15 @@ function go_on(bf)
     end
 end
 
+function end_session(bf)
+% The run is in the log and in the record, even where this fails.
+    try
+        brainfast_close(bf);
+    catch problem
+        complain(problem);
+    end
+end
+
 function moment = cross(window, when)
 % The fixation cross, at a moment or at once.
     [width, height] = Screen('WindowSize', window);
@@ -158,11 +173,24 @@ function write_down(record, line)
 end
 
 function shown = read_record(record)
-% Trials that were shown before a crash.
-    file = fopen(record, 'r');
-    rows = textscan(file, '%d%s%f', 'Delimiter', ',');
-    fclose(file);
-    shown = double(rows{1}(rows{1} >= 0))';
+% Trials that were shown before a crash; a last line that a power cut tore is dropped.
+    shown = [];
+    if ~exist(record, 'file')
+        return
+    end
+    text = fileread(record);
+    whole = text(1:max([0, find(text == 10, 1, 'last')]));
+    if numel(whole) < numel(text)
+        fprintf(2, 'run_session: %s: its last line was torn and is dropped\n', record);
+        file = fopen([record '.part'], 'w');
+        fwrite(file, whole);
+        fclose(file);
+        movefile([record '.part'], record);
+    end
+    if ~isempty(whole)
+        rows = textscan(whole, '%d%s%f', 'Delimiter', ',');
+        shown = double(rows{1}(rows{1} >= 0))';
+    end
 end
 
 function complain(problem)

@@ -1,16 +1,21 @@
-"""A pool of grey pictures, and servers of it."""
+"""A pool of grey pictures, servers of it, and runs of the PsychoPy example."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from brainfast.pool import Pool
-from example_world import FALLBACK, PICTURES, Server
+from example_octave import Octave, octave_in
+from example_screen import Run, Waits
+from example_world import EXAMPLES, FALLBACK, PICTURES, Server
 from toy_engine import ToyEngine
 
 
@@ -67,3 +72,52 @@ def mortal(toy_pool: Path, tmp_path: Path) -> Iterator[Server]:
     served.start()
     yield served
     served.kill()
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import psychopy_session
+
+    return psychopy_session
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
+    counter = Waits()
+    monkeypatch.setattr(threading.Condition, "wait", counter.counted(threading.Condition.wait))
+    monkeypatch.setattr(threading.Thread, "join", counter.counted(threading.Thread.join))
+    monkeypatch.setattr(time, "sleep", counter.counted(time.sleep))
+    return counter
+
+
+@pytest.fixture
+def make_run(
+    example: Any,
+    waits: Waits,
+    pictures: Path,
+    fallback: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Run]:
+    monkeypatch.chdir(tmp_path)
+    token = tmp_path / "token.txt"
+    token.write_text(f"{Server.token}\n")
+    options: dict[str, Any] = {
+        "token_file": token,
+        "objective": "FFA - PPA",
+        "pictures": pictures,
+        "fallback": fallback,
+        "trials": 8,
+        "delay": 0.3,
+        "resume": False,
+        "lsl": False,
+    }
+    return lambda server, session, **more: Run(
+        example, server, waits, session=session, **(options | more)
+    )
+
+
+@pytest.fixture(params=["curl", "webwrite"])
+def octave(request: pytest.FixtureRequest, tmp_path: Path) -> Octave:
+    return octave_in(tmp_path, request.param)

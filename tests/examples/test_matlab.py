@@ -7,11 +7,7 @@ behave as its webread, webwrite and weboptions are documented to.
 from __future__ import annotations
 
 import base64
-import csv
 import json
-import os
-import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,56 +19,13 @@ import pytest
 
 from brainfast.loop import read_log
 from brainfast.loop.log import decode_betas
-from example_world import Server, grey, until
+from example_octave import NEEDS_OCTAVE, Octave, V, octave_way
+from example_world import Server
 from toy_engine import ToyEngine
 
 pytest.importorskip("fastapi", reason="brainfast[serve]")
 pytest.importorskip("zmq", reason="brainfast[serve]")
-HERE = Path(__file__).parent
-FUNCTIONS = HERE.parents[1] / "examples" / "matlab"
-OCTAVE = shutil.which("octave-cli") or shutil.which("octave")
-pytestmark = [
-    pytest.mark.skipif(OCTAVE is None, reason="GNU Octave is not installed"),
-    pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed"),
-]
-V = 30
-
-
-class Octave:
-    """Runs scripts with the functions and stand-ins on the path."""
-
-    def __init__(self, folders: list[Path], place: Path) -> None:
-        self._folders, self._place = folders, place
-
-    def start(self, script: str, **environment: str) -> subprocess.Popen[str]:
-        file = self._place / "script.m"
-        lines = [f"addpath('{folder}');" for folder in self._folders]
-        file.write_text("\n".join(["warning('off', 'Octave:shadowed-function');", *lines, script]))
-        return subprocess.Popen(
-            [str(OCTAVE), "--norc", "--quiet", str(file)],
-            cwd=self._place,
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, script: str) -> str:
-        out, err = self.start(script).communicate(timeout=300)
-        assert "done" in out, err
-        return out
-
-
-@pytest.fixture(params=["curl", "webwrite"])
-def octave(request: Any, tmp_path: Path) -> Octave:
-    functions = tmp_path / "matlab"
-    shutil.copytree(FUNCTIONS, functions)
-    stand_ins = [HERE / "stand_ins" / "psychtoolbox"]
-    if request.param == "webwrite":
-        never = "function yes = in_octave()\n    yes = false;\nend\n"
-        (functions / "private" / "in_octave.m").write_text(never)
-        stand_ins.append(HERE / "stand_ins" / "matlab_web")
-    return Octave([functions, *stand_ins], tmp_path)
+pytestmark = NEEDS_OCTAVE
 
 
 def opening(server: Server, name: str, request: str = "'objective', 'FFA - PPA'") -> str:
@@ -95,9 +48,14 @@ def test_a_session_and_its_log(octave: Octave, server: Server, request: Any) -> 
         brainfast_skip(bf, 1);
         bf = brainfast_open(bf.url, bf.session, struct('resume', true), bf.token);
         assert(bf.state.trials == 2 && bf.state.told == 1 && bf.state.skipped == 1);
+        brainfast_close(bf);
+        brainfast_close(bf);
+        try, brainfast_next(bf, 0), catch e, end
+        assert(strcmp(e.identifier, 'brainfast:not_found'));
         printf('%s %s %.17g done\\n', first.image, second.image, first.score);
     """
     first, second, score, _ = octave.run(script).split()
+    assert name not in server.sessions()
     events = read_log(server.logs / f"{name}.jsonl").events
     kinds = [event["event"] for event in events]
     assert kinds == ["session", "choice", "tell", "choice", "skip"]
@@ -138,6 +96,7 @@ CASES = {
     ),
     "too few betas": ("brainfast_next(bf, 0); brainfast_tell(bf, 0, [1 2 3]);", "invalid"),
     "one beta": ("brainfast_next(bf, 0); brainfast_tell(bf, 0, 1);", "invalid"),
+    "no server to close at": ("bf.url = 'http://127.0.0.1:9'; brainfast_close(bf);", "unreachable"),
     "no server": ("bf.url = 'http://127.0.0.1:9'; brainfast_next(bf, 0);", "unreachable"),
     "no file": ("brainfast_predict(bf, 'none.png');", "invalid"),
 }
@@ -147,7 +106,8 @@ def test_refusals_have_identifiers(octave: Octave, server: Server, request: Any)
     lines = [opening(server, f"errors-{octave_way(request)}"), "bf.patience_s = 0; keep = bf;"]
     for code, _ in CASES.values():
         lines.append(f"bf = keep; try, {code} disp('none'), catch e, disp(e.identifier), end")
-    found = octave.run("\n".join([*lines, "disp('done')"])).split()
+    lines.append("brainfast_close(keep); disp('done')")
+    found = octave.run("\n".join(lines)).split()
     expected = [f"brainfast:{identifier}" for _, identifier in CASES.values()]
     assert dict(zip(CASES, found, strict=False)) == dict(zip(CASES, expected, strict=True))
 
@@ -230,133 +190,3 @@ def test_subjects_and_single_numbers(octave: Octave, script: Any, pictures: Path
         {"images_b64": [other], "subject": "b"},
         {"trial": 0, "betas": [2.5]},
     ]
-
-
-@pytest.mark.parametrize("octave", ["curl"], indirect=True)
-def test_an_experiment_outlives_its_server(
-    octave: Octave, mortal: Server, pictures: Path, fallback: Path, tmp_path: Path
-) -> None:
-    record, flips, stop = (tmp_path / name for name in ("run.csv", "flips.csv", "stop"))
-    betas = written_betas(tmp_path / "betas")
-    experiment = octave.start(
-        f"""
-        run_session('{mortal.url}', 'run', '{pictures}', 'token', '{mortal.token}', ...
-                    'fallback', '{fallback}', 'trials', 1000, 'soa_s', 1, 'image_s', 0.1, ...
-                    'ask_s', 0.3);
-        disp('done')
-        """,
-        BRAINFAST_TEST_FLIPS=str(flips),
-        BRAINFAST_TEST_STOP=str(stop),
-    )
-    try:
-        until(lambda: len(chosen(record)) >= 3 or experiment.poll() is not None, 120)
-        mortal.kill()
-        until(lambda: -1 in shown(record) or experiment.poll() is not None, 120)
-        before = len(chosen(record))
-        mortal.start()
-        until(lambda: len(chosen(record)) >= before + 2 or experiment.poll() is not None, 120)
-    finally:
-        stop.touch()
-        out, err = experiment.communicate(timeout=300)
-    assert "done" in out, err
-    assert chosen(record) == list(range(len(chosen(record))))
-
-    events = read_log(mortal.logs / "run.jsonl").events
-    images = {event["trial"]: event["image"] for event in events if event["event"] == "choice"}
-    assert all(images[trial] == image for trial, image in rows(record) if trial >= 0)
-    levels = [int(line.split(",")[0]) for line in flips.read_text().splitlines()]
-    on_screen = [level for level in levels if level >= 0]
-    assert on_screen == [grey(image) for _, image in rows(record)]
-    answers = {e["trial"]: e for e in events if e["event"] in ("tell", "skip")}
-    assert set(answers) == set(chosen(record))
-    for trial, event in answers.items():
-        assert event["event"] == ("skip" if betas[trial] is None else "tell")
-        if betas[trial] is not None:
-            np.testing.assert_array_equal(decode_betas(event["measured"]), betas[trial])
-
-
-def test_an_experiment_that_died_goes_on(
-    octave: Octave, server: Server, pictures: Path, fallback: Path, tmp_path: Path, request: Any
-) -> None:
-    name = f"resumed-{octave_way(request)}"
-    written_betas(tmp_path / "betas")
-    script = f"""
-        run_session('{server.url}', '{name}', '{pictures}', 'token', '{server.token}', ...
-                    'fallback', '{fallback}', 'trials', 2, 'soa_s', 2, 'image_s', 0.1, ...
-                    'resume', RESUME);
-        disp('done')
-    """
-    flips = str(tmp_path / "flips.csv")
-    record = tmp_path / f"{name}.csv"
-    for resume in ("false", "true"):
-        experiment = octave.start(script.replace("RESUME", resume), BRAINFAST_TEST_FLIPS=flips)
-        out, err = experiment.communicate(timeout=300)
-        assert "done" in out, err
-    assert chosen(record) == list(range(len(chosen(record))))
-    assert len(rows(record)) == 4
-    events = read_log(server.logs / f"{name}.jsonl").events
-    told = [event["trial"] for event in events if event["event"] in ("tell", "skip")]
-    assert sorted(told) == chosen(record)
-    again = octave.start(script.replace("RESUME", "false"), BRAINFAST_TEST_FLIPS=flips)
-    _, err = again.communicate(timeout=300)
-    assert "choose another session, or say resume" in err
-
-
-def test_a_broken_picture_is_skipped(
-    octave: Octave, server: Server, broken: Path, fallback: Path, tmp_path: Path, request: Any
-) -> None:
-    name = f"broken-{octave_way(request)}"
-    written_betas(tmp_path / "betas")
-    experiment = octave.start(
-        f"""
-        run_session('{server.url}', '{name}', '{broken}', 'token', '{server.token}', ...
-                    'fallback', '{fallback}', 'trials', 4, 'soa_s', 2, 'image_s', 0.1);
-        disp('done')
-        """,
-        BRAINFAST_TEST_FLIPS=str(tmp_path / "flips.csv"),
-    )
-    out, err = experiment.communicate(timeout=300)
-    assert "done" in out, err
-    record = tmp_path / f"{name}.csv"
-    events = read_log(server.logs / f"{name}.jsonl").events
-    images = {event["trial"]: event["image"] for event in events if event["event"] == "choice"}
-    assert len(rows(record)) == 4
-    whole = [trial for trial in images if grey(images[trial]) % 2]
-    assert chosen(record) == whole[: len(chosen(record))]
-    skipped = {event["trial"] for event in events if event["event"] == "skip"}
-    last = max(images)  # may have come too late
-    assert {trial for trial in images if not grey(images[trial]) % 2} - {last} <= skipped
-
-
-def octave_way(request: Any) -> str:
-    return str(request.node.callspec.params["octave"])
-
-
-def written_betas(folder: Path) -> dict[int, np.ndarray | None]:
-    """Betas of a hundred trials in files, as a GLM writes them; every third is given up."""
-    folder.mkdir()
-    betas: dict[int, np.ndarray | None] = {}
-    for trial in range(100):
-        values = np.random.default_rng(trial).standard_normal(V).astype(np.float32)
-        values[5] = np.nan
-        betas[trial] = None if trial % 3 == 2 else values
-        text = "" if betas[trial] is None else "\n".join(map(str, values))
-        (folder / f"{trial:04d}.txt").write_text(text)
-    return betas
-
-
-def rows(record: Path) -> list[tuple[int, str]]:
-    """Trial and image of every whole line; -1 is the fallback."""
-    if not record.exists():
-        return []
-    lines = record.read_text().splitlines(keepends=True)
-    whole = csv.reader(line for line in lines if line.endswith("\n"))
-    return [(int(trial), image) for trial, image, _ in whole]
-
-
-def shown(record: Path) -> list[int]:
-    return [trial for trial, _ in rows(record)]
-
-
-def chosen(record: Path) -> list[int]:
-    return [trial for trial in shown(record) if trial >= 0]

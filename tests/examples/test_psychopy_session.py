@@ -5,15 +5,11 @@ What is counted is how often the thread that draws waited for anything but the s
 
 from __future__ import annotations
 
-import argparse
-import csv
 import json
 import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,154 +17,13 @@ import numpy as np
 import pytest
 
 from brainfast.errors import BrainfastError
-from brainfast.loop import read_log
 from brainfast.loop.log import decode_betas
-from example_world import FALLBACK, Server, grey, until
+from example_screen import CrashError, Run, StubScreen, Waits, check_shown
+from example_world import EXAMPLES, FALLBACK, STAND_INS, Server, grey, until
 
 pytest.importorskip("zmq", reason="brainfast[serve]")
 pytest.importorskip("msgspec", reason="brainfast[serve]")
-EXAMPLES = Path(__file__).parents[2] / "examples"
-STAND_INS = Path(__file__).parent / "stand_ins"
 V = 30
-
-
-@pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    import psychopy_session
-
-    return psychopy_session
-
-
-class Waits:
-    """How often this thread slept or waited for another."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._thread = threading.current_thread()
-
-    def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def count(*arguments: Any, **named: Any) -> Any:
-            self.count += threading.current_thread() is self._thread
-            return function(*arguments, **named)
-
-        return count
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
-    counter = Waits()
-    monkeypatch.setattr(threading.Condition, "wait", counter.counted(threading.Condition.wait))
-    monkeypatch.setattr(threading.Thread, "join", counter.counted(threading.Thread.join))
-    monkeypatch.setattr(time, "sleep", counter.counted(time.sleep))
-    return counter
-
-
-class StubScreen:
-    """Counts frames, and what was waited for between them; `at_frame` may do things meanwhile."""
-
-    def __init__(self, waits: Waits, at_frame: Callable[[StubScreen], None] | None = None) -> None:
-        self.frames, self.waited, self.escape = 0, 0, False
-        self.levels: list[int] = []
-        self._waits, self._at_frame = waits, at_frame
-        self._before: int | None = None
-        self._level, self._was_picture = -1, False
-        self._clock = threading.Event()  # its wait is taken off again: it is the screen's
-
-    def now(self) -> float:
-        return time.monotonic()
-
-    def prepare(self, image: Any) -> None:
-        self._level = image.getpixel((0, 0))[0]
-
-    def frame(self, picture: bool) -> float:
-        if self._before is not None:
-            self.waited += self._waits.count - self._before
-        if picture and not self._was_picture:
-            self.levels.append(self._level)
-        self._was_picture = picture
-        self.frames += 1
-        if self._at_frame is not None:
-            self._at_frame(self)
-        self._clock.wait(1 / 240)
-        self._before = self._waits.count
-        return time.monotonic()
-
-    def stop(self) -> bool:
-        return self.escape
-
-
-class Run:
-    """Runs the example in a folder of its own, as its command line does."""
-
-    def __init__(self, example: Any, server: Server, waits: Waits, **options: Any) -> None:
-        self._example, self._waits = example, waits
-        self.server, self.options = server, options
-
-    def __call__(
-        self, at_frame: Callable[[StubScreen], None] | None = None, **changed: Any
-    ) -> StubScreen:
-        options = self.options | changed
-        given = argparse.Namespace(address=self.server.zmq, **options)
-        timing = self._example.Timing(onsets=0.8, image=0.1, ask=0.5, load=0.1, last_betas=60.0)
-        self.screen = StubScreen(self._waits, at_frame)
-        self._example.run(given, lambda: self.screen, timing)
-        return self.screen
-
-    @property
-    def rows(self) -> list[tuple[int | None, str]]:
-        path = Path(f"{self.options['session']}.csv")
-        if not path.exists():
-            return []
-        with path.open(newline="") as file:
-            return [(int(trial) if trial else None, image) for trial, image, _ in csv.reader(file)]
-
-    @property
-    def trials(self) -> list[int]:
-        return [trial for trial, _ in self.rows if trial is not None]
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        return list(read_log(self.server.logs / f"{self.options['session']}.jsonl").events)
-
-    def of(self, kind: str) -> dict[int, dict[str, Any]]:
-        return {event["trial"]: event for event in self.events if event["event"] == kind}
-
-
-@pytest.fixture
-def make_run(
-    example: Any,
-    waits: Waits,
-    pictures: Path,
-    fallback: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Run]:
-    monkeypatch.chdir(tmp_path)
-    token = tmp_path / "token.txt"
-    token.write_text(f"{Server.token}\n")
-    options: dict[str, Any] = {
-        "token_file": token,
-        "objective": "FFA - PPA",
-        "pictures": pictures,
-        "fallback": fallback,
-        "trials": 8,
-        "delay": 0.3,
-        "resume": False,
-        "lsl": False,
-    }
-    return lambda server, session, **more: Run(
-        example, server, waits, session=session, **(options | more)
-    )
-
-
-def check_shown(run: Run, levels: list[int]) -> None:
-    """What was on the screen is what was recorded, and what was recorded was chosen."""
-    assert levels == [grey(image) for _, image in run.rows]
-    choices = run.of("choice")
-    assert [image for trial, image in run.rows if trial is not None] == [
-        choices[trial]["image"] for trial in run.trials
-    ]
 
 
 def test_no_frame_waits_and_every_trial_is_told(
@@ -227,10 +82,6 @@ def test_fallbacks_while_the_server_is_dead(make_run: Any, mortal: Server) -> No
     assert "resumed" in [event["event"] for event in run.events]
 
 
-class CrashError(Exception):
-    """Of the program that draws."""
-
-
 def test_an_experiment_that_died_shows_the_choice_it_had(make_run: Any, server: Server) -> None:
     run = make_run(server, "crashed")
 
@@ -240,6 +91,7 @@ def test_an_experiment_that_died_shows_the_choice_it_had(make_run: Any, server: 
 
     with pytest.raises(CrashError):
         run(crash)
+    assert "crashed" not in server.sessions()
     levels = run.screen.levels
     assert len(run.of("choice")) == 3 > len(run.trials)
     levels = levels + run(resume=True, trials=3).levels

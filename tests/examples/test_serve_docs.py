@@ -17,6 +17,7 @@ from brainfast.serve import wire
 from brainfast.serve.limits import Limits
 from brainfast.serve.refusal import HTTP_STATUS
 from brainfast.serve.requests import OpenSession
+from example_world import EXAMPLES
 
 TEXT = (Path(__file__).parents[2] / "docs" / "serve.md").read_text()
 
@@ -60,3 +61,10 @@ def test_fields_of_a_session() -> None:
     assert {name: json.loads(text) for name, text in told.items()} == {
         name: getattr(plain, name) for name in OpenSession.__struct_fields__
     }
+
+
+def test_fields_of_a_session_in_matlab() -> None:
+    text = (EXAMPLES / "matlab" / "brainfast_open.m").read_text()
+    listed = re.search(r"docs/serve\.md: ([^.]*)\.", text.replace("%", ""))
+    assert listed is not None
+    assert set(re.split(r",\s+", listed[1])) == set(OpenSession.__struct_fields__)

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from brainfast.pool import Pool
+from brainfast.serve.limits import Limits
 from brainfast.serve.listening import HttpAddress
 from brainfast.serve.run import Plan, run
+from example_world import SESSIONS
 from toy_engine import ToyEngine
 
 
@@ -43,6 +45,7 @@ def main() -> None:
         tell=tell,
         token=token[0] if token else None,
         logs=Path(logs),
+        limits=Limits(sessions=SESSIONS),
         as_json=True,
     )
     run(plan)
