@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import io
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -150,10 +151,12 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="write a picture of the page and end")
     given = parser.parse_args()
     interval_s = 0.5 if given.picture else given.interval
+    if given.picture and find_spec("playwright") is None:
+        parser.exit(2, "live_page: --picture needs playwright: pip install playwright\n")
     try:
         asyncio.run(serve(given.demo, interval_s, given.picture))
-    except BrainfastError as error:
-        parser.exit(1, f"{error}\n")
+    except (BrainfastError, OSError) as error:
+        parser.exit(2, f"live_page: {error}\n")
     except KeyboardInterrupt:
         pass
 

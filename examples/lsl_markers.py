@@ -34,8 +34,15 @@ class Markers:
     """An outlet of JSON markers; a call takes microseconds and never waits for a listener."""
 
     def __init__(self, session: str) -> None:
-        import pylsl  # only who sends markers needs it
-
+        try:
+            import pylsl  # only who sends markers needs it
+        except (ImportError, RuntimeError) as error:  # without liblsl it is a RuntimeError
+            raise BrainfastError(
+                "pylsl",
+                expected="pylsl and its library",
+                got=str(error),
+                remedy="pip install pylsl",
+            ) from error
         self.session, self.now = session, pylsl.local_clock
         info = pylsl.StreamInfo(
             STREAM, "Markers", 1, pylsl.IRREGULAR_RATE, pylsl.cf_string, f"{STREAM}-{session}"
@@ -78,8 +85,8 @@ def main() -> None:
     log = parser.parse_args().log
     try:
         rows = list(times(log))
-    except BrainfastError as error:
-        sys.exit(f"lsl_markers: {error}")
+    except (BrainfastError, OSError) as error:
+        parser.exit(2, f"lsl_markers: {error}\n")
     table = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
     table.writeheader()
     table.writerows(rows)

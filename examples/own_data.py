@@ -15,6 +15,8 @@ import numpy as np
 
 import brainfast as bf
 from brainfast.data.photographs import SCENES, cut, load_photograph
+from brainfast.errors import BrainfastError
+from brainfast.files import check_writable
 from brainfast.surfaces import coordinates, mesh
 from brainfast.training import RECIPES
 from brainfast.vertex_space import VertexSpace
@@ -36,11 +38,8 @@ def simulate(n_images: int = 120) -> tuple[np.ndarray, list[str], np.ndarray, Ve
     return images, scenes, responses, space
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("own-data"))
-    work = parser.parse_args().work
-
+def train(work: Path) -> None:
+    """Everything: data, training, scores, the compiled engine, and a picture in `work`."""
     images, scenes, responses, space = simulate()
     data = bf.data.Arrays(
         images=images,
@@ -67,6 +66,17 @@ def main() -> None:
     response.save(work / "response")
     response.plot().savefig(work / "response.png")
     print("wrote", work / "response.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("own-data"), help="folder to write")
+    work = parser.parse_args().work
+    try:
+        check_writable(work)
+        train(work)
+    except (BrainfastError, OSError) as error:
+        parser.exit(2, f"own_data: {error}\n")
 
 
 if __name__ == "__main__":

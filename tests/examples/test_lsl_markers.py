@@ -94,13 +94,13 @@ def test_a_log_without_lsl_says_what_was_missing(tmp_path: Path) -> None:
             del event["lsl_s"]
 
     done = printed(loop_world.edited(log, tmp_path / "without.jsonl", without))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "install pylsl where brainfast serve runs" in done.stderr
 
 
 def test_a_missing_log_is_one_line(tmp_path: Path) -> None:
     done = printed(tmp_path / "none.jsonl")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "none.jsonl" in done.stderr
