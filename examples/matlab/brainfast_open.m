@@ -4,8 +4,8 @@ function bf = brainfast_open(url, session, request, token, patience_s)
 %   bf = brainfast_open('http://127.0.0.1:8080', 'sub-01_run-1', struct('objective', 'FFA - PPA'))
 %   bf = brainfast_open(url, session, struct('objective', 'FFA - PPA', 'resume', true), token)
 %
-% request: fields of the session, see docs/serve.md: objective, strategy, kappa, repeats, seed,
-%   model_share, fallback, exclude, balance, min_distance, deadline_ms, resume.
+% request: fields of the session, see docs/serve.md: objective, subject, strategy, kappa, repeats,
+%   seed, model_share, fallback, exclude, balance, min_distance, deadline_ms, resume.
 % token: text, where the server was started with one; '' without.
 % patience_s: how long to try, 20 where it is not given.
 % bf: what the other functions take. bf.state tells of the session: trials, told, outstanding, ...

@@ -12,17 +12,18 @@ function answer = brainfast_request(bf, method, path, body)
         if status >= 200 && status < 300
             break
         end
-        passing = any(status == [0 429 503 504]);  % 0: no answer at all
+        [code, text] = what_was_said(status, text);
+        passing = any(status == [0 429 503 504]) && ~strcmp(code, 'too_many');  % 0: no answer
         if ~passing || toc(start) >= bf.patience_s
-            refuse(status, text);
+            error(['brainfast:' code], '%s', text);
         end
         pause(0.1);
     end
     answer = jsondecode(text);
 end
 
-function refuse(status, text)
-% Raise what the server said, or what the system said of the line.
+function [code, text] = what_was_said(status, text)
+% The server's code and sentence, or what the system said of the line.
     codes = {400, 'invalid'; 401, 'unauthorised'; 404, 'not_found'; 409, 'conflict'; ...
              413, 'too_large'; 429, 'busy'; 503, 'unavailable'; 504, 'timed_out'; ...
              500, 'internal'; 0, 'unreachable'};
@@ -38,5 +39,4 @@ function refuse(status, text)
     catch
         % MATLAB's webwrite keeps the server's sentence to itself: its own has to do.
     end
-    error(['brainfast:' code], '%s', text);
 end
