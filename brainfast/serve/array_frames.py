@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import BrainfastError
 from .refusal import Refusal
 
 Frame: TypeAlias = bytes | memoryview
@@ -38,6 +39,15 @@ class ArrayInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __str__(self) -> str:
         return self.dtype if self.dtype == FILE else f"{self.dtype} {self.shape}"
+
+
+def as_array(name: str, given: Any, *, expected: str) -> NDArray[Any]:
+    """Whatever was given as an array; what cannot be one is a BrainfastError."""
+    try:
+        return np.asarray(given)
+    except Exception as error:  # a picture's decoder, or another library's array, may raise any
+        got = f"{type(given).__name__}: {error}"
+        raise BrainfastError(name, expected=expected, got=got) from error
 
 
 def to_frames(arrays: Sequence[Array]) -> tuple[list[ArrayInfo], list[Frame]]:

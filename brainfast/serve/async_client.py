@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from ..errors import BrainfastError
 from . import wire
-from .array_frames import Array
+from .array_frames import Array, as_array
 from .async_session import AsyncSession
 from .connection import Connection
 from .refusal import Refusal
 from .requests import About, OpenSession
 from .wire import Candidate, Objective
+
+IMAGE = "a path, an image file's bytes, or uint8 [H,W,3]"
 
 R = TypeVar("R", bound=wire.Reply)
 
@@ -52,14 +54,12 @@ class AsyncClient:
     ) -> dict[str, NDArray[np.float32]]:
         """Responses {subject: [B,V]} in z units; the key is "" of a model of one.
 
-        images: paths or contents of image files, or uint8 [H,W,3], one or many; arrays must stay as
-        they are until the answer is there.
+        images: paths or contents of image files, uint8 [H,W,3], or what numpy makes these of, as of
+        a picture of PIL; one or many. They must stay as they are until the answer is there.
         """
-        named = None if subjects is None else list(subjects)
+        named = None if subjects is None else as_names("subjects", subjects)
         request = wire.Predict(subjects=named)
-        reply, arrays = await self._ask(
-            request, wire.Predicted, await read_images(images), timeout_s=timeout_s
-        )
+        reply, arrays = await self._ask_of(images, request, wire.Predicted, timeout_s=timeout_s)
         if len(arrays) != len(reply.subjects):
             raise _unlike(f"{len(reply.subjects)} arrays", str(len(arrays)))
         return {
@@ -77,9 +77,7 @@ class AsyncClient:
     ) -> NDArray[np.float64]:
         """Scores [B,O] of images, which are given as to `predict`."""
         request = wire.Score(objective=objective, subject=subject)
-        _, arrays = await self._ask(
-            request, wire.Scored, await read_images(images), timeout_s=timeout_s
-        )
+        _, arrays = await self._ask_of(images, request, wire.Scored, timeout_s=timeout_s)
         if len(arrays) != 1:
             raise _unlike("one array", str(len(arrays)))
         return _own(arrays[0], np.float64)
@@ -94,7 +92,9 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> list[list[Candidate]]:
         """The k best candidates of every objective, [O][k]."""
-        request = wire.Select(objective=objective, k=k, exclude=list(exclude), subject=subject)
+        request = wire.Select(
+            objective=objective, k=k, exclude=as_names("exclude", exclude), subject=subject
+        )
         reply, _ = await self._ask(request, wire.Selected, timeout_s=timeout_s)
         return reply.candidates
 
@@ -134,55 +134,66 @@ class AsyncClient:
         self.close()
 
     async def _ask(
-        self,
-        request: wire.Request,
-        kind: type[R],
-        arrays: Sequence[Array] = (),
-        *,
-        timeout_s: float | None,
+        self, request: wire.Request, kind: type[R], *, timeout_s: float | None
     ) -> tuple[R, list[Array]]:
         async with self.connection.within(self.seconds(timeout_s)) as deadline:
+            return await self.connection.ask(deadline, request, kind)
+
+    async def _ask_of(
+        self, images: Any, request: wire.Request, kind: type[R], *, timeout_s: float | None
+    ) -> tuple[R, list[Array]]:
+        async with self.connection.within(self.seconds(timeout_s)) as deadline:
+            arrays = await read_images(images)
             return await self.connection.ask(deadline, request, kind, arrays)
 
 
 async def read_images(images: Any) -> list[Array]:
-    """Images one by one, as they go over the wire; files are read on another thread."""
-    return [
-        await asyncio.to_thread(read_file, image) if isinstance(image, Path) else image
-        for image in as_images(images)
-    ]
+    """Images one by one, as they go over the wire; read and decoded on another thread."""
+    parts = images if isinstance(images, list | tuple) else [images]
+    if all(isinstance(part, bytes | np.ndarray) for part in parts):
+        return as_images(images)  # nothing to read or decode
+    return await asyncio.to_thread(as_images, images)
 
 
-def as_images(images: Any) -> list[Path | Array]:
-    """Paths, contents of files, and uint8 [H,W,3], of whatever was given; else a BrainfastError."""
+def as_images(images: Any) -> list[Array]:
+    """Contents of files, and uint8 [H,W,3], of whatever was given; else a BrainfastError."""
     if isinstance(images, bytes | str | PathLike):
         images = [images]
-    elif hasattr(images, "__array_interface__"):
-        images = np.asarray(images)
+    elif _is_array(images):
+        images = as_array("images", images, expected=IMAGE)
         images = images[None] if images.ndim == 3 else images
     try:
-        found = [_as_image(image) for image in images]
+        parts = list(images)
     except TypeError:
         got = type(images).__name__
         raise BrainfastError("images", expected="one or many", got=got) from None
-    if not found:
+    if not parts:
         raise BrainfastError("images", expected="at least one", got="none")
-    return found
+    return [_as_image(part) for part in parts]
 
 
-def _as_image(image: Any) -> Path | Array:
+def _is_array(images: Any) -> bool:
+    """Whether it is one array; its type is asked, since a picture is decoded to ask itself."""
+    return any(hasattr(type(images), name) for name in ("__array_interface__", "__array__"))
+
+
+def _as_image(image: Any) -> Array:
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | PathLike):
-        return Path(image)
-    pixels = np.asarray(image)
+        return read_file(Path(image))
+    pixels = as_array("image", image, expected=IMAGE)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        raise BrainfastError(
-            "image",
-            expected="a path, an image file's bytes, or uint8 [H,W,3]",
-            got=f"{pixels.dtype} {list(pixels.shape)}",
-        )
+        got = f"{pixels.dtype} {list(pixels.shape)}"
+        raise BrainfastError("image", expected=IMAGE, got=got)
     return pixels
+
+
+def as_names(name: str, given: Iterable[str]) -> list[str]:
+    """Names as a list; one text is none, since its letters would be taken for names."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise BrainfastError(name, expected="a list of names", got=f"{given!r:.80}")
+    return list(given)
 
 
 def read_file(path: Path) -> bytes:

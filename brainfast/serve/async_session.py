@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import BrainfastError
 from . import wire
-from .array_frames import Array
+from .array_frames import Array, as_array
 from .connection import Deadline
 from .refusal import Refusal
 from .requests import OpenSession, SessionState
@@ -69,8 +70,9 @@ class AsyncSession:
         that one was asked for before and the answer did not come in time, it may be chosen already,
         so it is asked for with the objective of then; `choice.objective` tells.
         """
+        _check_text(objective)
         async with self._within(timeout_s) as deadline, self._in_order:
-            number = self._next if trial is None else trial
+            number = self._next if trial is None else number_of(trial)
             first = self._unanswered.setdefault(number, objective)
             wanted = first if trial is None else objective
             request = wire.Next(session=self.name, trial=number, objective=wanted)
@@ -94,8 +96,10 @@ class AsyncSession:
     ) -> None:
         """What was measured for a choice, or for its number: z-scored betas [V], NaN where none."""
         request = wire.Tell(session=self.name, trial=number_of(choice), subject=subject)
+        # Copied: a message that is given up may leave later, and must not bear the next betas.
+        own = as_betas(betas).copy()
         async with self._within(timeout_s) as deadline:
-            await self._insist(deadline, request, wire.Done, [as_betas(betas)])
+            await self._insist(deadline, request, wire.Done, [own])
 
     async def skip(self, choice: Choice | int, *, timeout_s: float | None = None) -> None:
         """Give up the measurement of a choice; its image may be shown again."""
@@ -155,13 +159,23 @@ class AsyncSession:
 
 
 def number_of(choice: Choice | int) -> int:
-    """The number of a choice, for which the number itself may stand."""
-    return choice if isinstance(choice, int) else choice.trial
+    """The number of a choice, for which the number itself may stand; else a BrainfastError."""
+    number: Any = getattr(choice, "trial", choice)
+    try:
+        return operator.index(number)
+    except TypeError:
+        got = f"{choice!r:.80}"
+        raise BrainfastError("trial", expected="a choice, or its number", got=got) from None
+
+
+def _check_text(objective: Any) -> None:
+    if not isinstance(objective, str | None):
+        raise BrainfastError("objective", expected="a text", got=type(objective).__name__)
 
 
 def as_betas(betas: Any) -> NDArray[Any]:
     """Floats [V]; else a BrainfastError."""
-    found = np.asarray(betas)
+    found = as_array("betas", betas, expected="numbers [V]")
     if found.ndim != 1 or found.dtype.kind not in "fiu" or not found.size:
         raise BrainfastError(
             "betas", expected="numbers [V]", got=f"{found.dtype} {list(found.shape)}"

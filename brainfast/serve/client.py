@@ -22,8 +22,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .async_client import AsyncClient, as_images
-from .async_session import AsyncSession, as_betas
+from .async_client import AsyncClient
+from .async_session import AsyncSession
 from .connection import MOST, closed
 from .refusal import Refusal
 from .requests import About, SessionState
@@ -78,8 +78,10 @@ def _log_failure(future: concurrent.futures.Future[Any]) -> None:
 class Client:
     """Asks a server without ever waiting for it: each call returns a `Pending` at once.
 
-    A thread of its own does the rest, as `AsyncClient` does; see there for what is asked again.
-    Arrays are copied, so the caller's may change; calls may come from any thread. timeout_s: of
+    A thread of its own does the rest, as `AsyncClient` does; see there for what is asked again. It
+    reads files and decodes pictures too, so images must stay as they are until the answer is there;
+    betas, objectives and names are copied. What is wrong with any of them `result` raises, and a
+    call only that the client is closed, or "busy". Calls may come from any thread. timeout_s: of
     each request that does not tell its own.
     """
 
@@ -105,8 +107,7 @@ class Client:
         timeout_s: float | None = None,
     ) -> Pending[dict[str, NDArray[np.float32]]]:
         """Responses {subject: [B,V]} in z units, see `AsyncClient.predict`."""
-        given = _copies(images)
-        work = self._client.predict(given, subjects=subjects, timeout_s=timeout_s)
+        work = self._client.predict(images, subjects=_own(subjects), timeout_s=timeout_s)
         return self.submit(work, slow=True)
 
     def score(
@@ -118,8 +119,8 @@ class Client:
         timeout_s: float | None = None,
     ) -> Pending[NDArray[np.float64]]:
         """Scores [B,O] of images."""
-        given = _copies(images)
-        work = self._client.score(given, objective, subject=subject, timeout_s=timeout_s)
+        goal = _own(objective)
+        work = self._client.score(images, goal, subject=subject, timeout_s=timeout_s)
         return self.submit(work, slow=True)
 
     def select(
@@ -132,9 +133,8 @@ class Client:
         timeout_s: float | None = None,
     ) -> Pending[list[list[Candidate]]]:
         """The k best candidates of every objective, [O][k]."""
-        work = self._client.select(
-            objective, k, exclude=tuple(exclude), subject=subject, timeout_s=timeout_s
-        )
+        goal, without = _own(objective), _own(exclude)
+        work = self._client.select(goal, k, exclude=without, subject=subject, timeout_s=timeout_s)
         return self.submit(work, slow=True)
 
     def session(
@@ -146,9 +146,11 @@ class Client:
         **options: Any,
     ) -> Pending[Session]:
         """Begin a session, or go on with one: resume=True. options: see `OpenSession`."""
+        goal = _own(objective)
+        own = {field: _own(value) for field, value in options.items()}
 
         async def opened() -> Session:
-            session = await self._client.session(name, objective, timeout_s=timeout_s, **options)
+            session = await self._client.session(name, goal, timeout_s=timeout_s, **own)
             return Session(self, session)
 
         return self.submit(opened())
@@ -258,7 +260,7 @@ class Session:
         timeout_s: float | None = None,
     ) -> Pending[None]:
         """What was measured for a choice, or for its number: z-scored betas [V], NaN where none."""
-        own = np.array(as_betas(betas))
+        own = _own(betas)
         return self._client.submit(
             self._session.tell(choice, own, subject=subject, timeout_s=timeout_s)
         )
@@ -276,5 +278,6 @@ class Session:
         return self._client.submit(self._session.close(timeout_s=timeout_s))
 
 
-def _copies(images: Any) -> list[Any]:
-    return [image.copy() if isinstance(image, np.ndarray) else image for image in as_images(images)]
+def _own(given: Any) -> Any:
+    """A copy of what programs fill anew for the next trial: an array, or a list."""
+    return given.copy() if isinstance(given, np.ndarray | list) else given

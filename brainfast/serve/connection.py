@@ -8,9 +8,10 @@ import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
@@ -38,6 +39,7 @@ MOST = 256  # of either kind, with those that wait for their turn
 RECONNECT_MS, RECONNECT_MOST_MS = 20, 500
 HEARTBEAT_MS, GONE_MS = 2000, 6000  # a server that is silent for so long is given up
 
+Q = TypeVar("Q", bound=Request)
 R = TypeVar("R", bound=Reply)
 
 
@@ -121,8 +123,10 @@ class Connection:
     ) -> tuple[R, list[Array]]:
         """The reply, of this kind, and its arrays; the server's refusal is raised.
 
-        The server is told of the deadline; who keeps it here is `within`.
+        The server is told of the deadline; who keeps it here is `within`. A request whose fields
+        are not of their types is a BrainfastError, and never sent.
         """
+        request = _checked(request)
         self._open()
         line = self._slow if isinstance(request, Predict | Score | Select) else self._quick
         if line.asked >= MOST:
@@ -255,6 +259,22 @@ class Connection:
                 waiting.answer.set_result(read_reply(frames))
             except Refusal as refusal:
                 waiting.answer.set_exception(refusal)
+
+
+def _checked(request: Q) -> Q:
+    """The request in Python's own types, numbers and texts of numpy among them."""
+    name = str(type(request).__struct_config__.tag)
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
+        got = type(value).__name__
+        raise BrainfastError(name, expected="texts, numbers and lists of them", got=got)
+
+    try:
+        return msgspec.convert(msgspec.to_builtins(request, enc_hook=plain), type(request))
+    except msgspec.ValidationError as error:
+        raise BrainfastError(name, expected="fields of their types", got=str(error)) from None
 
 
 def _line(at_once: int) -> _Line:

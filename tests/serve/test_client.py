@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gc
+import io
 import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import brainfast
 from brainfast.errors import BrainfastError
@@ -26,6 +28,15 @@ from fake_service import LONG, ServerThread
 ROOT = Path(__file__).parents[2]
 PIXELS = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
 SUM = [[276, 24]]  # what the fake service answers to PIXELS
+
+
+def closed_picture() -> Image.Image:
+    """One whose file was closed before it was decoded."""
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "PNG")
+    picture = Image.open(file)
+    picture.close()
+    return picture
 
 
 @pytest.fixture
@@ -64,17 +75,97 @@ def test_every_call_returns_before_there_is_an_answer(thread: ServerThread) -> N
         assert session.close().result() is None
 
 
-def test_arrays_may_change_after_the_call(thread: ServerThread) -> None:
-    pixels, betas = PIXELS.copy(), np.ones(3)
+class ByArray:
+    """Pixels that are made when numpy asks for them, as a tensor's are."""
+
+    def __init__(self, note: Callable[[], None]) -> None:
+        self._note = note
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        self._note()
+        return PIXELS
+
+
+class ByInterface:
+    """Pixels that are made when their interface is looked at, as a picture's of PIL are."""
+
+    def __init__(self, note: Callable[[], None]) -> None:
+        self._note = note
+
+    @property
+    def __array_interface__(self) -> Any:
+        self._note()
+        return PIXELS.__array_interface__
+
+
+class ByPath:
+    """A file that tells when its path is asked for."""
+
+    def __init__(self, note: Callable[[], None], path: Path) -> None:
+        self._note, self._path = note, path
+
+    def __fspath__(self) -> str:
+        self._note()
+        return str(self._path)
+
+
+@pytest.mark.parametrize("call", ["predict", "score"])
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("kind", ["array", "interface", "path", "pil"])
+def test_images_are_read_and_decoded_on_a_thread_of_their_own(
+    kind: str,
+    many: bool,
+    call: str,
+    thread: ServerThread,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: list[str] = []
+
+    def note() -> None:
+        threads.append(threading.current_thread().name)
+
+    path = tmp_path / "picture.png"
+    Image.fromarray(PIXELS).save(path)
+    with Image.open(path) as picture, Client(thread.address) as client:
+        load = type(picture).load
+        monkeypatch.setattr(type(picture), "load", lambda self: note() or load(self))
+        image = {
+            "array": ByArray(note),
+            "interface": ByInterface(note),
+            "path": ByPath(note, path),
+            "pil": picture,
+        }[kind]
+        given = [image, image] if many else image
+        asked = client.predict(given) if call == "predict" else client.score(given, "FFA")
+        found = asked.result()
+    file = np.frombuffer(path.read_bytes(), np.uint8)
+    one = [file.sum(), file.size] if kind == "path" else SUM[0]
+    expected = {"predict": one, "score": [3]}[call]
+    rows = found[""] if call == "predict" else found
+    assert rows.tolist() == [expected] * (1 + many)
+    assert kind == "pil" or len(threads) == len(rows)  # each once
+    assert threads
+    assert not set(threads) & {threading.current_thread().name, "brainfast-client"}
+
+
+@pytest.mark.parametrize("betas", [np.ones(3), [1.0, 1.0, 1.0]])
+def test_betas_and_names_may_change_after_the_call(betas: Any, thread: ServerThread) -> None:
+    held, names = threading.Event(), ["a"]
+
+    async def hold() -> None:
+        held.wait(LONG)
+
     with Client(thread.address) as client:
         session = client.session("run", "FFA").result()
         session.ask_next().result()
-        thread.gate(False)
-        predicted, told = client.predict([pixels]), session.tell(0, betas)
-        pixels[:], betas[:] = 0, 0
-        thread.gate(True)
-        assert predicted.result()[""].tolist() == SUM
+        client.submit(hold())  # until then, what is asked is only noted
+        told = session.tell(0, betas)
+        selected = client.select("FFA", 1, exclude=names)
+        betas[0], names[0] = 0, "c"
+        held.set()
         told.result()
+        assert selected.result()[0][0].name == "b"
     np.testing.assert_array_equal(thread.service.logs["run"][0][1], [1, 1, 1])
 
 
@@ -105,15 +196,37 @@ def test_without_a_server_no_call_waits(tmp_path: Path) -> None:
             pending.result()
 
 
-def test_mistakes_are_told_at_the_call(thread: ServerThread) -> None:
-    with pytest.raises(BrainfastError, match="address"):
-        Client("nonsense")
+@pytest.mark.parametrize(
+    ("ask", "line"),
+    [
+        (lambda client, _: client.predict(np.zeros(3)), "image: expected"),
+        (
+            lambda client, _: client.predict([closed_picture()]),
+            "image: expected.* got PngImageFile: ",
+        ),
+        (lambda client, _: client.predict(PIXELS, subjects="a"), "subjects: expected a list"),
+        (lambda client, _: client.score(PIXELS, np.ones(3)), "score: expected .* got ndarray"),
+        (lambda client, _: client.select(np.ones(3)), "select: expected .* got ndarray"),
+        (lambda client, _: client.select("FFA", exclude=5), "exclude: expected a list"),
+        (lambda client, _: client.session("b", np.ones(3)), "session: expected .*ndarray"),
+        (lambda client, _: client.about(timeout_s=0), "timeout_s: expected"),
+        (lambda _, session: session.tell(0, ["x"]), "betas: expected numbers"),
+        (lambda _, session: session.tell("a", [1.0]), "trial: expected a choice, or its number"),
+        (lambda _, session: session.skip(None), "trial: expected a choice, or its number"),
+        (lambda _, session: session.ask_next(objective=5), "objective: expected a text"),
+    ],
+)
+def test_mistakes_are_told_with_the_result(ask: Any, line: str, thread: ServerThread) -> None:
     with Client(thread.address) as client:
         session = client.session("run", "FFA").result()
-        with pytest.raises(BrainfastError, match="image: expected"):
-            client.predict(np.zeros(3))
-        with pytest.raises(BrainfastError, match="betas: expected"):
-            session.tell(0, ["x"])
+        with pytest.raises(BrainfastError, match=f"^{line}"):
+            ask(client, session).result()
+    assert thread.service.calls == {"open": 1}
+
+
+def test_an_address_that_is_none_is_told_at_once() -> None:
+    with pytest.raises(BrainfastError, match="address"):
+        Client("nonsense")
 
 
 def test_a_failure_that_nobody_looks_at_is_logged(
