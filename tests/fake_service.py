@@ -187,6 +187,16 @@ class FakeService:
         )
 
 
+async def killed(server: ZmqServer) -> None:
+    """End a server as SIGKILL would: no answer leaves it any more."""
+    server._reader.cancel()
+    server._socket.close(linger=0)
+    for task in server._tasks:
+        task.cancel()
+    await asyncio.gather(server._reader, *server._tasks, return_exceptions=True)
+    await asyncio.to_thread(server._context.term)
+
+
 class ServerThread:
     """A fake service and its server, on a thread with a loop of its own."""
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import BrainfastError
 from . import wire
 from .array_frames import Array, as_array
-from .connection import Deadline
+from .connection import Deadline, ServerRefusal
 from .refusal import Refusal
 from .requests import OpenSession, SessionState
 from .wire import Choice
@@ -23,8 +23,9 @@ from .wire import Choice
 if TYPE_CHECKING:
     from .async_client import AsyncClient
 
-# What may be otherwise a moment later.
+# What may be otherwise a moment later; of these, what may have been done for all that.
 PASSING = ("busy", "stalled", "starting", "draining", "timed_out")
+PERHAPS_DONE = ("stalled", "draining", "timed_out")
 PAUSE_S, PAUSE_MOST_S = 0.05, 1.0
 
 R = TypeVar("R", bound=wire.Reply)
@@ -36,7 +37,8 @@ class AsyncSession:
     A request that is refused for the moment, or that a server took with it, is repeated until its
     time is over. That is safe: a choice is asked for by its number, so no image is chosen twice,
     and one that came too late is what the next call gets. Where the server was started anew, the
-    session is resumed from its log.
+    session is resumed from its log, and where the one before began the log of a session and did
+    not say so, the session goes on with it.
 
     state: as it was when the session was opened, or resumed.
     """
@@ -127,17 +129,44 @@ class AsyncSession:
 
     async def _open(self, deadline: Deadline, options: OpenSession) -> None:
         request = wire.Open(session=self.name, options=options)
-        reply, _ = await self._insist(deadline, request, wire.State)
+        try:
+            reply, _ = await self._insist(deadline, request, wire.State)
+        except ServerRefusal as refusal:
+            if refusal.code != "conflict" or not refusal.repeated or options.resume:
+                raise
+            reply = await self._go_on(deadline, options, refusal)
         self.state, self._opened_by = reply.state, self._connection.count
+
+    async def _go_on(
+        self, deadline: Deadline, options: OpenSession, conflict: Refusal
+    ) -> wire.State:
+        """The session whose log an earlier sending of the same request has begun.
+
+        Another's log is the conflict still: one that was begun with other options, which the server
+        compares, or that has a choice.
+        """
+        resumed = msgspec.structs.replace(options, resume=True)
+        request = wire.Open(session=self.name, options=resumed)
+        try:
+            reply, _ = await self._insist(deadline, request, wire.State)
+        except Refusal as refusal:
+            raise (refusal if refusal.code in PASSING else conflict) from None
+        if reply.state.trials:
+            raise conflict
+        return reply
 
     async def _insist(
         self, deadline: Deadline, request: wire.Request, kind: type[R], arrays: Sequence[Array] = ()
     ) -> tuple[R, list[Array]]:
+        repeated = False
         while True:
             opened_by = self._opened_by
             try:
                 return await self._connection.ask(deadline, request, kind, arrays)
             except Refusal as refusal:
+                if isinstance(refusal, ServerRefusal):
+                    refusal.repeated |= repeated
+                    repeated = refusal.repeated or refusal.code in PERHAPS_DONE
                 if refusal.code == "not_found" and not isinstance(request, wire.Open):
                     await self._resume(deadline, opened_by, refusal)
                 else:

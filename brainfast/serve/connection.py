@@ -44,13 +44,19 @@ R = TypeVar("R", bound=Reply)
 
 
 class ServerRefusal(Refusal):
-    """What the server said instead of an answer, in its own words."""
+    """What the server said instead of an answer, in its own words.
 
-    def __init__(self, code: Code, line: str, retry_after_s: float | None = None) -> None:
+    repeated: whether the request had been sent before, so that it may have been done already.
+    """
+
+    def __init__(
+        self, code: Code, line: str, retry_after_s: float | None = None, *, repeated: bool = False
+    ) -> None:
         super().__init__(
             code, "server", expected="an answer", got=line, retry_after_s=retry_after_s
         )
         self.args = (line,)
+        self.repeated = repeated
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,15 @@ class Deadline:
 
 @dataclass
 class _Waiting:
-    """A request that is not answered. sent: on the connection that there is now."""
+    """A request that is not answered.
+
+    sent: on the connection that there is now; times: on this and on those before it.
+    """
 
     message: list[Frame]
     answer: asyncio.Future[tuple[AnyReply, list[Array]]]
     sent: bool = False
+    times: int = 0
 
 
 @dataclass
@@ -140,8 +150,6 @@ class Connection:
                 reply, found = await self._exchange(deadline, request, arrays)
         finally:
             line.asked -= 1
-        if isinstance(reply, Refused):
-            raise ServerRefusal(reply.code, reply.error, reply.retry_after_s)
         if not isinstance(reply, kind):
             got = type(reply).__name__
             raise Refusal("internal", self.address, expected=kind.__name__, got=got)
@@ -170,9 +178,14 @@ class Connection:
         waiting = self._waiting[id] = _Waiting(to_message(request, arrays), answer)
         try:
             await self._send(waiting)
-            return await answer
+            reply, found = await answer
         finally:
             del self._waiting[id]
+        if isinstance(reply, Refused):
+            raise ServerRefusal(
+                reply.code, reply.error, reply.retry_after_s, repeated=waiting.times > 1
+            )
+        return reply, found
 
     def _check_open(self) -> None:
         if self._closed:
@@ -232,6 +245,7 @@ class Connection:
         try:
             await self._socket.send_multipart(waiting.message, flags=zmq.NOBLOCK, copy=False)
             waiting.sent = True
+            waiting.times += 1
         except zmq.Again:  # it broke just now
             return
 

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from brainfast.serve.client import AsyncClient
 from brainfast.serve.connection import MOST, SLOW
 from brainfast.serve.refusal import Refusal
 from brainfast.serve.zmq_server import ZmqServer
-from fake_service import LONG, FakeService, in_loop
+from fake_service import LONG, FakeService, in_loop, killed
 
 ROOT = Path(__file__).parents[2]
 PIXELS = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
@@ -98,6 +99,23 @@ async def test_images_that_are_none_are_told_before_they_are_sent(
     async with asking(tmp_path) as client:
         with pytest.raises(BrainfastError, match=line):
             await client.predict(images)
+
+
+@in_loop
+async def test_an_image_is_read_within_the_time_of_its_request(tmp_path: Path) -> None:
+    read = threading.Event()
+
+    class Slow:
+        def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+            read.wait(LONG)
+            return PIXELS
+
+    async with serving(tmp_path) as service, asking(tmp_path) as client:
+        with pytest.raises(Refusal, match=r"within 0\.01 s") as caught:
+            await client.predict(Slow(), timeout_s=0.01)
+        read.set()
+        assert caught.value.code == "timed_out"
+        assert not service.calls
 
 
 @pytest.mark.parametrize("batch", [np.stack([PIXELS, PIXELS]), [PIXELS, PIXELS]])
@@ -242,26 +260,6 @@ async def test_a_server_that_restarts_between_question_and_answer(
             assert (await session.next()).trial == 2
 
 
-async def killed(server: ZmqServer) -> None:
-    """End a server as SIGKILL would: no answer leaves it any more."""
-    server._reader.cancel()
-    server._socket.close(linger=0)
-    for task in server._tasks:
-        task.cancel()
-    await asyncio.gather(server._reader, *server._tasks, return_exceptions=True)
-    await asyncio.to_thread(server._context.term)
-
-
-@in_loop
-async def test_a_session_that_somebody_closed_is_not_opened_again(tmp_path: Path) -> None:
-    async with serving(tmp_path) as service, asking(tmp_path) as client:
-        session = await client.session("run", "FFA")
-        await service.close_session("run")
-        with pytest.raises(Refusal, match="expected an open one"):
-            await session.next()
-        assert service.calls["open"] == 1
-
-
 @pytest.mark.parametrize("code", ["busy", "stalled", "starting", "draining", "timed_out"])
 @in_loop
 async def test_a_session_asks_again_what_is_refused_for_the_moment(
@@ -279,16 +277,6 @@ async def test_a_session_asks_again_what_is_refused_for_the_moment(
         with pytest.raises(Refusal, match="server: expected room") as caught:
             await client.predict(PIXELS)
         assert (caught.value.code, caught.value.retry_after_s) == (code, 0.01)
-
-
-@in_loop
-async def test_a_session_does_not_ask_again_when_there_is_no_time(tmp_path: Path) -> None:
-    refusal = Refusal("busy", "server", expected="room", got="none", retry_after_s=100)
-    async with serving(tmp_path) as service, asking(tmp_path) as client:
-        session = await client.session("run", "FFA")
-        service.refuse = [refusal]
-        with pytest.raises(Refusal, match="server: expected room"):
-            await session.next(timeout_s=0.5)
 
 
 @in_loop
