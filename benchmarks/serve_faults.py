@@ -22,7 +22,8 @@ from serve_load import OPEN_S, SESSION, Answers, Ask
 from served_model import pictures
 from server_process import Server
 
-OPTIONS = ("--waiting", "16", "--stall-s", "3")  # of the server: what is done here is beyond both
+WAITING = 16  # requests that the server lets wait: fewer than are asked at once
+OPTIONS = ("--waiting", str(WAITING), "--stall-s", "3")  # of the server
 FLOODING, EACH = 8, 25  # clients, and requests of each at once
 PACE_S = 0.25  # of the session that goes on meanwhile
 PATIENCE_S = 2.0  # of a request to the trunk that stalls
@@ -115,7 +116,8 @@ async def full_queue(server: Server, answers: Answers, V: int) -> dict[str, Any]
             await asking
 
     await _beside(server, answers, V, "beside-flood", flood)
-    return {name: answers.row(name) for name in ("predict", "next")} | {"asked": FLOODING * EACH}
+    rows = {name: answers.row(name) for name in ("predict", "next")}
+    return rows | {"asked": FLOODING * EACH, "waiting": WAITING}
 
 
 async def stalled_trunk(server: Server, answers: Answers, V: int) -> dict[str, Any]:

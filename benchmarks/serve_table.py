@@ -93,7 +93,7 @@ def _faults(found: Mapping[str, Any]) -> Iterator[str]:
     )
     refused = ", ".join(f"{count} {code}" for code, count in full["predict"]["refused"].items())
     yield (
-        f"- {full['asked']} new images at once, of which 16 may wait:"
+        f"- {full['asked']} new images at once, of which {full['waiting']} may wait:"
         f" {full['predict']['answers']} answered, {refused} refused; `next` of a session"
         f" meanwhile p50 {_ms(full['next']['p50_ms'])} ms, max {_ms(full['next']['max_ms'])} ms."
     )
@@ -102,9 +102,10 @@ def _faults(found: Mapping[str, Any]) -> Iterator[str]:
         f"- A trunk that hangs: {refused}; `next` meanwhile max {_ms(stalls['next']['max_ms'])} ms;"
         f" answered again {stalls['answered_again_after_s']:g} s after it came back."
     )
+    longest = max(row["max_ms"] for row in killed.values())
     yield (
         f"- The server killed with SIGKILL and started again: {killed['next']['answers']} choices,"
-        f" the longest after {_ms(killed['next']['max_ms'])} ms."
+        f" the longest wait for an answer {_ms(longest)} ms."
     )
     yield (
         f"- {audit['choices_received']:,} choices were given to clients in all,"

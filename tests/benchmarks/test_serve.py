@@ -142,13 +142,18 @@ def result() -> dict:
         },
         "faults": {
             "client dies": {"given": 3, "choices": 4, "outstanding": 4},
-            "queue full": {"predict": predicts, "next": row("next"), "asked": 200},
+            "queue full": {
+                "predict": predicts,
+                "next": row("next"),
+                "asked": 200,
+                "waiting": 16,
+            },
             "trunk stalls": {
                 "predict": predicts,
                 "next": row("next"),
                 "answered_again_after_s": 0.1,
             },
-            "server killed": {"next": row("next"), "tell": row("tell")},
+            "server killed": {"next": row("next"), "tell": row("tell", max_ms=9000.0)},
         },
         "audit": {
             "logs": 9,
@@ -184,6 +189,7 @@ def test_the_page_says_which_budget_was_missed(tmp_path, monkeypatch):
     assert "p99 12 ms (**beyond** the budget of 10 ms) over 600 s" in budgets[0]
     assert "too few answers (800) for a p99 for one client alone" in budgets[1]
     assert "p99 12 ms (within the budget of 200 ms) over 600 s" in budgets[1]
+    assert "800 choices, the longest wait for an answer 9,000 ms" in text
     assert "0 of them missing" in text
 
 
