@@ -10,6 +10,7 @@ import time
 from asyncio.subprocess import PIPE
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +128,12 @@ async def stalled_trunk(server: Server, answers: Answers, V: int) -> dict[str, A
     recovered_s: list[float] = []
 
     async def hang() -> None:
-        async with AsyncClient(server.address, timeout_s=PATIENCE_S) as client:
-
-            async def ask() -> None:
-                await _predict(client, answers, image)
-
+        async with AsyncClient(server.address) as client:
+            ask = partial(_predict, client, answers, image)
+            impatient = partial(ask, timeout_s=PATIENCE_S)
             with server.stalled():
-                await _until("it was stalled", lambda: answers.refused["predict"]["stalled"], ask)
+                refused = answers.refused["predict"]
+                await _until("it was stalled", lambda: refused["stalled"] > 0, impatient)
             start = time.perf_counter()
             await _until("the trunk answered again", lambda: answers.seconds["predict"], ask)
             recovered_s.append(round(time.perf_counter() - start, 2))
@@ -208,9 +208,11 @@ async def _until(
         await asyncio.sleep(AGAIN_S)
 
 
-async def _predict(client: AsyncClient, answers: Answers, image: Any) -> None:
+async def _predict(
+    client: AsyncClient, answers: Answers, image: Any, timeout_s: float | None = None
+) -> None:
     with answers.timed("predict"):
-        await client.predict([image])
+        await client.predict([image], timeout_s=timeout_s)
 
 
 async def _beside(
