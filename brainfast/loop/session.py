@@ -142,12 +142,13 @@ class Session:
         start = self._clock.monotonic()
         with self._condition:
             self._journal.check_open()
-            number = self._number(objective)
-            fresh = self._clock.wait_for(
+            self._clock.wait_for(
                 self._condition,
-                lambda: self._ranker.is_fresh(number),
+                lambda: self._ranker.is_fresh(self._number(objective)),
                 WAIT_SHARE * self.deadline_ms / 1e3 - (self._clock.monotonic() - start),
             )
+            number = self._number(objective)  # others may have had their turn meanwhile
+            fresh = self._ranker.is_fresh(number)
             ranking = self._ranker.rankings[number]
             source: Source = "fresh" if fresh else "stale" if ranking else "fallback"
             decision = decide(self._progress, number, ranking, source)

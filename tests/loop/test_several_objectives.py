@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from brainfast import Pool, Session
 from brainfast.errors import BrainfastError
 from brainfast.loop import FoldedObjective, read_log, replay
+from brainfast.loop.clock import SystemClock
 from brainfast.loop.design_build import build_design
 from brainfast.loop.options import Options
 from brainfast.loop.progress import Trial
@@ -94,6 +97,55 @@ def test_replay_reproduces_both_and_resuming_keeps_the_turn(tmp_path: Path, stra
     found = replay(log, pool())
     assert found.difference is None
     assert found.choices == 9
+
+
+class Interrupted(SystemClock):
+    """Something else happens to the session once, while somebody waits for a ranking."""
+
+    meanwhile: Callable[[], Any] | None = None
+
+    def wait_for(
+        self, condition: threading.Condition, ready: Callable[[], bool], seconds: float
+    ) -> bool:
+        act, self.meanwhile = self.meanwhile, None
+        if act is not None:
+            act()
+        return super().wait_for(condition, ready, seconds)
+
+
+@pytest.mark.parametrize("skipping", [False, True])
+def test_the_turn_is_that_after_the_wait(tmp_path: Path, skipping: bool) -> None:
+    """Another thread chose or skipped meanwhile: what is served is what a replay will serve."""
+    log, clock = tmp_path / "s.jsonl", Interrupted()
+    with both(log=log, clock=clock) as running:
+        first = running.next()
+        assert running.objectives[running._progress.turn] == BOTH[1]
+        clock.meanwhile = lambda: running.skip(first) if skipping else running.next(BOTH[1])
+        assert running.next().objective == BOTH[0]
+    assert replay(log).difference is None
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "ucb"])
+def test_a_log_of_several_threads_is_reproduced(tmp_path: Path, strategy: Any) -> None:
+    log = tmp_path / "s.jsonl"
+    with both(log=log, strategy=strategy, repeats=20) as running:
+
+        def work() -> None:
+            for _ in range(10):
+                choice = running.next()
+                if choice.trial % 7 == 3:
+                    running.skip(choice)
+                else:
+                    running.tell(choice, betas(choice))
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    found = replay(log)
+    assert found.difference is None
+    assert found.choices == 30
 
 
 @pytest.mark.parametrize(
