@@ -18,6 +18,7 @@ DEFAULT_CEILING = 0.3  # of a vertex about which nothing is known; data correct 
 NOISE_CORRELATION = 0.2
 MOST_LEVELS = 64  # weights that tell regions apart; more of them are a map
 LEAST_SHARE = 0.5  # of a group's weight that must have been measured
+MOST_LENT = 0.05  # of a side's weight that its other groups may stand in for
 
 
 class Space(NamedTuple):
@@ -158,11 +159,17 @@ class Weighted:
         """response = sum_v weights_v * betas_v.
 
         Where betas are NaN, the weights of those that are there grow so that each group of vertices
-        keeps its sum: the mean of a region stays a mean, and no region stands in for another. A
-        group is the vertices of one weight; where there are more than 64 weights, those of one
-        sign. So two regions whose vertices weigh exactly the same are one group. The relative noise
-        says what the NaN cost. A group of which less than half is there, by weight, is a
-        BrainfastError.
+        keeps its sum: the mean of a region stays a mean. A group is the vertices of one weight; so
+        two regions whose vertices weigh exactly the same are one group. Of a map, whose weights are
+        more than 64 or fewer than two vertices share one on average, those of one sign are a group.
+        A group of which less than half is there, by weight, keeps what is there, and the whole side
+        grows instead: the overlap of two regions does not refuse both. No region may stand in for
+        another by that: more than 5 % of a side's weight lost so is a BrainfastError.
+
+        Where the noiseless responses of a group's vertices have one expectation, the response has
+        that of the whole sum; where a side stands in, it is off by no more than 5 % of the side's
+        weight times the difference between the groups. The relative noise is that of the grown
+        weights: it says what the NaN cost.
         """
         whole = self.weights.astype(np.float64)
         there = np.isfinite(betas)
@@ -180,24 +187,30 @@ def _growth(
     whole: NDArray[np.float64],  # [V]
     kept: NDArray[np.float64],  # [V]
 ) -> NDArray[np.float64]:  # [V]
-    """By how much what is kept of every group must grow."""
+    """By how much what is kept must grow, so that each group, or else its side, keeps its sum."""
     levels, group = np.unique(whole, return_inverse=True)
-    exact = np.count_nonzero(levels) <= MOST_LEVELS
-    if not exact:
+    is_map = np.count_nonzero(levels) > min(MOST_LEVELS, np.count_nonzero(whole) / 2)
+    if is_map:
         levels, group = np.unique(np.sign(whole), return_inverse=True)
     group = group.reshape(-1)
     full, left = (np.bincount(group, np.abs(part), len(levels)) for part in (whole, kept))
     share = np.divide(left, full, out=np.ones_like(full), where=full > 0)
-    if share.min() < LEAST_SHARE:
-        worst = int(np.argmin(share))
+    own = np.where(share < LEAST_SHARE, 1.0, 1.0 / np.maximum(share, LEAST_SHARE))
+    side = np.sign(levels).astype(np.int64) + 1
+    whole_side = np.bincount(side, full, 3)[side]
+    lost = np.where(share < LEAST_SHARE, full - left, 0.0)
+    lost = np.divide(lost, whole_side, out=lost, where=whole_side > 0)
+    lent = np.bincount(side, lost, 3)[side]
+    if lent.max() > MOST_LENT:
+        worst = int(np.argmax(np.where(lent > MOST_LENT, lost, 0.0)))
         raise BrainfastError(
             "measured",
             expected="betas at half of the weight, at least, of every group of vertices",
             got=f"{100 * share[worst]:.0f} % of the {np.count_nonzero(group == worst)} vertices"
-            f" of {'weight' if exact else 'sign'} {levels[worst]:.4g}",
+            f" of {'sign' if is_map else 'weight'} {levels[worst]:.4g}",
             remedy="skip(choice) gives up a lost trial",
         )
-    return np.asarray(1.0 / share[group])
+    return np.asarray((own / (1.0 - lent))[group])
 
 
 def vertex_noise(

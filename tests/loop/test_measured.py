@@ -99,6 +99,77 @@ def test_a_map_of_many_weights_has_two_sides() -> None:
         measure(betas, weights, noise)
 
 
+FIRST, LAST = np.arange(300) < 150, np.arange(300) >= 149  # they share vertex 149
+OVERLAP = (FIRST / FIRST.sum() + LAST / LAST.sum()).astype(np.float32)
+MAP = np.random.default_rng(6).standard_normal(60).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("weights", "lost", "other"),
+    [(OVERLAP, 149, np.arange(300)), (MAP, 5, np.flatnonzero(np.sign(MAP) == np.sign(MAP[5])))],
+    ids=["overlap", "map"],
+)
+def test_one_vertex_with_a_weight_of_its_own_may_be_missing(
+    weights: np.ndarray, lost: int, other: np.ndarray
+) -> None:
+    """The others of its side grow by what it weighed."""
+    betas = np.random.default_rng(0).standard_normal(len(weights)).astype(np.float32)
+    betas[lost] = np.nan
+    there = np.setdiff1d(other, lost)
+    grown = weights.astype(float)
+    grown[there] *= grown[other].sum() / grown[there].sum()
+    grown[lost] = 0.0
+    found = measure(betas, weights, np.full(len(weights), 0.7))
+    assert found.response == pytest.approx(grown @ np.nan_to_num(betas))
+    assert 1 < found.relative_noise < 1.1
+
+
+def test_a_side_stands_in_for_few_of_its_vertices_only() -> None:
+    """Ten regions of a tenth of the weight each, and one of a twentieth."""
+    weights = np.concatenate([np.full(20, 1 + n / 1000) for n in range(9)] + [np.full(20, 0.4)])
+    betas = np.ones(200, np.float32)
+    betas[180:] = np.nan
+    found = measure(betas, weights.astype(np.float32), np.full(200, 0.7))
+    assert found.response == pytest.approx(weights.sum(), rel=1e-6)
+    betas[180:], betas[:20] = 1.0, np.nan
+    with pytest.raises(BrainfastError, match=r"0 % of the 20 vertices of weight 1; ") as e:
+        measure(betas, weights.astype(np.float32), np.full(200, 0.7))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("weights", "lost"),
+    [
+        (OVERLAP, [149]),
+        (OVERLAP, [*range(40), *range(149, 200)]),
+        (MAP, [5]),
+        (MAP, list(range(0, 60, 4))),
+    ],
+)
+def test_what_is_missing_costs_certainty_and_no_bias(weights: np.ndarray, lost: list[int]) -> None:
+    """Trials of vertices that scatter around their regions' responses, the noise as assumed."""
+    random, V, trials = np.random.default_rng(7), len(weights), 2000
+    means = np.where(weights > 0, 1.0, -2.0)
+    if weights is OVERLAP:
+        means = (3.0 * FIRST - 1.0 * LAST) / (1.0 * FIRST + LAST)
+    variance = random.uniform(0.5, 0.9, V)
+    of, errors, noises, whole = Weighted(weights, variance), [], [], weights.astype(float)
+    for _ in range(trials):
+        true = means + random.standard_normal(V)
+        common = random.standard_normal(2)[(weights > 0).astype(int)]
+        mixed = np.sqrt(0.2) * common + np.sqrt(0.8) * random.standard_normal(V)
+        there = true.copy()
+        there[lost] = np.nan
+        found = of.measure((there + np.sqrt(variance) * mixed).astype(np.float32))
+        errors.append(found.response - whole @ true)
+        noises.append(found.response - of.measure(there.astype(np.float32)).response)
+    assert np.mean(errors) == pytest.approx(0.0, abs=4 * np.std(errors) / np.sqrt(trials))
+    assert np.var(noises) == pytest.approx(found.relative_noise * of.variance, rel=0.12)
+    if len(lost) > 1:
+        short = np.delete(whole, lost) @ np.delete(means, lost) - whole @ means
+        assert abs(short) > 10 * np.std(errors) / np.sqrt(trials), "what no growth would miss"
+
+
 def test_vertices_that_do_not_count_may_be_missing() -> None:
     weights = np.array([0.5, 0.5, -1.0, 0.0], np.float32)
     assert measure(np.array([1, 1, 2, np.nan], np.float32), weights, NOISE) == (-1.0, 1.0)
