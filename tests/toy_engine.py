@@ -48,7 +48,7 @@ class ToyEngine:
             preprocessing=Preprocessing(size=(8, 8), mean=mean, std=mean),
             layers=self.head.layers,
         )
-        self.card = SimpleNamespace(trunk=trunk)
+        self.card = SimpleNamespace(trunk=trunk, model_hash=f"toy {kind} of {vertices}")
         self.runtime = SimpleNamespace(precision="fp32")
         self.batches = 0
 

@@ -33,7 +33,7 @@ class Candidates(Protocol):
 
     @property
     def model_hash(self) -> str:
-        """Of the model that the features were made with."""
+        """Of the model that the features were made with, "" where it is not known."""
         ...
 
     def __len__(self) -> int: ...

@@ -19,6 +19,7 @@ from ..pool_fill import flat_template, opened_with
 from ..target_pattern import TargetPattern
 from .candidates import Candidates, FoldedObjective
 from .design_build import Goal
+from .measured import Space
 from .pattern import FoldedPattern
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ Floats = NDArray[np.float32]
 class PoolCandidates:
     """The candidates of a `Pool` that were not removed from it.
 
-    model_hash: of all that decides a candidate's features but its image; the readout behind them
-    is in the objective's template.
+    features_hash: of all that decides a candidate's features but its image; the readout behind them
+    is in the objective's template. model_hash, space: of the pool's engine, which has the readout
+    too; "" and empty where the pool was opened without one.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -42,9 +44,12 @@ class PoolCandidates:
         self.categories = tuple(pool.items.categories[row] for row in kept)
         key = pool.index.key.model_dump(mode="json")
         images = key.pop("images_hash")
-        self.model_hash = text_hash(repr(sorted(key.items())))
+        self.features_hash = text_hash(repr(sorted(key.items())))
         self.preprocessing_hash = text_hash(pool.index.key.preprocessing.model_dump_json())
-        self.hash = text_hash("\0".join((self.model_hash, images, *self.ids)))
+        self.hash = text_hash("\0".join((self.features_hash, images, *self.ids)))
+        engine = pool.engine
+        self.model_hash = engine.card.model_hash if engine else ""
+        self.space = Space(engine.space.hash(), engine.space.subject) if engine else Space()
         self.projected = bool(pool.index.basis)
         self._pool = pool
 
@@ -61,10 +66,10 @@ class PoolCandidates:
         return pool, opened_with(pool.engine, "objective")
 
 
-def as_candidates(pool: Any) -> Candidates:
-    """A pool of either kind."""
+def as_candidates(pool: Any, engine: Engine | None = None) -> Candidates:
+    """A pool of either kind; engine: what a `Pool` is to be asked through, without its own."""
     if isinstance(pool, Pool):
-        return PoolCandidates(pool)
+        return PoolCandidates(pool if engine is None else pool.with_engine(engine))
     if isinstance(pool, Candidates):
         return pool
     raise BrainfastError("pool", expected="a Pool, or Candidates", got=type(pool).__name__)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BrainfastError
-from .candidates import Candidates
 from .design_file import design_path, load_design
 from .folding import as_candidates
 from .log import LogFile, decode_betas, line_error, read_log
 from .measured import Measurement, Space, as_columns, check_betas, from_columns
 from .options import Options
+from .origin import check_origin, from_fields, origin_of
 from .progress import Progress, Trial
 from .ranking import Ranking, decide, rank
 
@@ -102,7 +102,7 @@ def restore(file: LogFile, pool: Any = None) -> Restored:
         if event["event"] == "overrun":
             late = {name: event[name] for name in ("late", "latency_ms")}
             choices[event["trial"]] = choices[event["trial"]] | late
-    return Restored(progress, deadline_ms, tuple(choices), space_of(file.header))
+    return Restored(progress, deadline_ms, tuple(choices), from_fields(file.header).space)
 
 
 def _opened(file: LogFile, pool: Any) -> tuple[Progress, float]:
@@ -110,30 +110,14 @@ def _opened(file: LogFile, pool: Any) -> tuple[Progress, float]:
     try:
         options = Options(**header["options"] | {"exclude": tuple(header["options"]["exclude"])})
         design_hash, deadline_ms = str(header["design_hash"]), float(header["deadline_ms"])
-        hashes = {name: header[name] for name in ("model_hash", "pool_hash")}
+        origin = from_fields(header)
     except (KeyError, TypeError, ValueError) as error:
         raise line_error(file.path, 1, expected="a session's header", got=str(error)) from error
     if pool is not None:
-        _check_pool(file.path, hashes, as_candidates(pool))
+        check_origin(file.path, origin, origin_of(as_candidates(pool)))
     design = load_design(design_path(file.path), design_hash)
     options.check(design.ids)
     return Progress(design, options), deadline_ms
-
-
-def _check_pool(path: Path, hashes: Mapping[str, str], pool: Candidates) -> None:
-    for name, given in (("model_hash", pool.model_hash), ("pool_hash", pool.hash)):
-        if hashes[name] != given:
-            raise BrainfastError(
-                str(path),
-                expected=f"a log of this {name.removesuffix('_hash')} ({given[:12]})",
-                got=f"one of {hashes[name][:12]}",
-                remedy="give the pool that the session was run with",
-            )
-
-
-def space_of(header: Mapping[str, Any]) -> Space:
-    """Whose betas a log's session takes."""
-    return Space(header.get("space_hash", ""), header.get("subject"))
 
 
 def _events(file: LogFile) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -24,6 +24,7 @@ from .journal import Journal
 from .log import FORMAT, FORMAT_VERSION, encode_betas, read_log
 from .measured import Measurement, Space, as_columns, betas_of, check_betas
 from .options import Options, Strategy, as_number
+from .origin import as_fields, origin_of
 from .posterior import MAX_COLUMNS
 from .progress import Progress, Status, Trial
 from .ranking import Source, decide
@@ -82,7 +83,7 @@ class Session:
         log: str | Path | None = None,
         clock: Clock | None = None,
     ) -> None:
-        candidates = as_candidates(pool)
+        candidates = as_candidates(pool, engine)
         goals = folded(objective, candidates, engine)
         excluded = tuple(exclude)
         options = Options(
@@ -337,14 +338,11 @@ class Session:
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "objectives": design.names,
-            "space_hash": self.space.hash,
-            "subject": self.space.subject,
+            **as_fields(origin_of(pool)._replace(space=self.space)),
             "deadline_ms": self.deadline_ms,
             "options": asdict(self.options),
             "candidates": len(design),
             "V": design.V,
-            "pool_hash": pool.hash,
-            "model_hash": pool.model_hash,
             "preprocessing_hash": getattr(pool, "preprocessing_hash", ""),
             "design_hash": design_hash(design),
             "versions": versions(),
