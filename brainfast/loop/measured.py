@@ -86,7 +86,8 @@ def project(
 def betas_of(measured: Any, subject: str | None, own: Space) -> Any:
     """What `tell` was given, once it is known to be of the session's vertices and subject.
 
-    measured: betas [V], or a `Response` to one image, whose space is compared
+    measured: betas [V], or a `Response` to one image, whose space is compared; subject: of betas,
+    or of a response that names none, or the same
     """
     given = Space("", subject)
     if isinstance(measured, Response):
@@ -94,7 +95,12 @@ def betas_of(measured: Any, subject: str | None, own: Space) -> Any:
             raise BrainfastError(
                 "measured", expected="the response to one image", got=f"to {len(measured)}"
             )
-        given = Space(measured.space.hash(), subject or measured.space.subject)
+        named = measured.space.subject
+        if subject and named and subject != named:
+            raise BrainfastError(
+                "subject", expected=f"{named}, whose response was given", got=str(subject)
+            )
+        given = Space(measured.space.hash(), subject or named)
         measured = measured.values[0]
     if not own.fits(given):
         raise BrainfastError(

@@ -36,6 +36,8 @@ def response(images: int = 1, **about: Any) -> Response:
         (response(subject="subj02"), {}, r"betas of subj01 \(vertices .*those of subj02 \("),
         (response(first=1), {}, r"betas of subj01 .*those of subj01 \(vertices"),
         (response(subject=None), {"subject": "subj02"}, r"of subj01 .*those of subj02"),
+        (response(subject="subj02"), {"subject": "subj01"}, "subject: expected subj02, .*subj01"),
+        (response(), {"subject": "subj02"}, "subject: expected subj01, .*got subj02"),
         (np.zeros(V), {"subject": "subj02"}, r"those of subj02 \(vertices of an unknown space\)"),
         (response(images=2), {}, "the response to one image, got to 2"),
     ],
@@ -77,7 +79,8 @@ def test_a_response_means_what_its_values_mean() -> None:
 
 def test_a_session_without_a_space_takes_any() -> None:
     with session() as running:
-        running.tell(running.next(), response(), subject="anybody")
+        running.tell(running.next(), response())
+        running.tell(running.next(), response(subject=None), subject="anybody")
 
 
 def test_a_resumed_session_knows_its_subject(
