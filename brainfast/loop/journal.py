@@ -56,9 +56,9 @@ class Journal:
         self._latest = start
         if self._log is None:
             return
-        times = {"mono_s": start, "wall_s": self._clock.wall()}
+        times = {"mono_s": float(start), "wall_s": float(self._clock.wall())}
         if self._lsl is not None:
-            times["lsl_s"] = self._lsl()
+            times["lsl_s"] = float(self._lsl())
         self._log.append({**event, **times})
         self._record("write", self._clock.monotonic() - start)
 

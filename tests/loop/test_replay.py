@@ -16,6 +16,7 @@ import pytest
 
 from brainfast.errors import BrainfastError
 from brainfast.loop import Session, read_log, replay
+from brainfast.loop.clock import SystemClock
 from brainfast.loop.design_file import design_path
 from brainfast.loop.log import LogWriter, decode_betas, encode_betas, read_header
 from brainfast.loop.replay import _Rankings
@@ -50,6 +51,18 @@ def test_stale_choices_and_fallbacks_are_reproduced(
     found = replay(log)
     assert found.difference is None
     assert found.choices == 12
+
+
+class WholeSeconds(SystemClock):
+    def monotonic(self) -> int:
+        return int(super().monotonic())
+
+
+def test_a_clock_may_count_whole_seconds(tmp_path: Path) -> None:
+    """And a log holds floats."""
+    log = played(tmp_path / "s.jsonl", clock=WholeSeconds())
+    assert replay(log).difference is None
+    assert {type(event["mono_s"]) for event in read_log(log).events} == {float}
 
 
 def test_nan_betas_are_kept_to_the_bit() -> None:
