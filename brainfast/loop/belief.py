@@ -94,6 +94,12 @@ class Belief:
         found[rows] *= (1.0 - self.pull) ** 2
         return found
 
+    def variance_of_response(self, z: Floats) -> Floats:  # [N,d] -> [N]
+        """Variance of the noiseless responses: what theta leaves, and Var[u_i | theta]."""
+        own = np.full(len(z), self.own)
+        own[self.means.rows] = self.pull * self.trial * self.means.noise
+        return self.variance_of(z) + own
+
     def variance_of_next(self, z: Floats, row: int) -> float:  # [N,d]
         """Variance of what a further trial of a candidate will measure."""
         linear = float(self.posterior.variance_of(z[row : row + 1])[0])

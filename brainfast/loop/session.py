@@ -278,14 +278,15 @@ class Session:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and standard deviation [N] of every candidate's expected response, as last ranked.
 
-        Without the noise of a trial. objective: a name; of several, the first without.
+        Without the noise of a trial, with each image's own error. objective: a name; of several,
+        the first without.
         """
         number = 0 if objective is None else self._progress.design.objective(objective)
         with self._condition:
             ranking = self._ranker.rankings[number]
         if ranking is None:
             raise BrainfastError("session", expected="a first ranking", got="none yet")
-        variance = ranking.belief.variance_of(self._progress.design.models[number].z)
+        variance = ranking.belief.variance_of_response(self._progress.design.models[number].z)
         return ranking.mean, np.sqrt(variance)
 
     def wait(self, seconds: float = READY_S) -> bool:

@@ -14,7 +14,7 @@ from scipy.stats import multivariate_normal
 from brainfast.loop.belief import Belief, Told, believe, row_means
 from brainfast.loop.measured import Measurement
 from brainfast.loop.posterior import Prior
-from loop_world import V, betas, session
+from loop_world import WEIGHTS, V, betas, session
 
 N, D = 9, 4
 OWN, TRIAL = 0.6, 0.9
@@ -79,9 +79,10 @@ def test_belief_is_that_of_the_full_covariance(seed: int, count: int) -> None:
     np.testing.assert_allclose(found.posterior.mean, joint.mean[:D], atol=1e-10)
     np.testing.assert_allclose(covariance(found.posterior), joint.theta, atol=1e-10)
     np.testing.assert_allclose(found.mean_of(Z), joint.read @ joint.mean, atol=1e-10)
+    response = np.einsum("nd,de,ne->n", joint.read, joint.covariance, joint.read)
+    np.testing.assert_allclose(found.variance_of_response(Z), response, atol=1e-10)
     for row in range(N):
-        response = joint.read[row] @ joint.covariance @ joint.read[row]
-        assert found.variance_of_next(Z, row) == pytest.approx(response + TRIAL)
+        assert found.variance_of_next(Z, row) == pytest.approx(response[row] + TRIAL)
 
 
 def test_the_covariance_of_scipy_agrees() -> None:
@@ -187,6 +188,27 @@ def test_a_session_with_repeats_believes_the_same(strategy: Any) -> None:
         row = int(last.image[-2:])
         assert last.score == mean[row]
         assert last.uncertainty == pytest.approx(np.sqrt(belief.variance_of_next(model.z, row)))
-        assert (sd <= np.sqrt(belief.posterior.variance_of(model.z)) + 1e-12).all()
+        assert np.array_equal(sd, np.sqrt(belief.variance_of_response(model.z)))
     if strategy == "greedy":
         assert len({one.row for one in told}) < len(told)
+
+
+def test_expected_responses_lie_within_their_standard_deviation() -> None:
+    """Subjects drawn from what a session assumes, each image with an error of its own."""
+    found, ceiling = [], np.full(V, 0.7)
+    for seed in range(40):
+        random = np.random.default_rng([seed, 7])
+        with session(strategy="random", seed=seed, repeats=2, ceiling=ceiling) as running:
+            model = running._progress.design.models[0]
+            known, direction = model.prior(0.5), WEIGHTS / np.square(WEIGHTS).sum()
+            theta = known.mean + np.sqrt(known.variance) * random.standard_normal(len(known.mean))
+            true = model.z @ theta + np.sqrt(known.own) * random.standard_normal(len(model.z))
+            for _ in range(16):
+                choice = running.next()
+                noise = np.sqrt(model.noise) * random.standard_normal()
+                running.tell(choice, (true[int(choice.image[-2:])] + noise) * direction)
+            assert running.wait(30)
+            mean, sd = running.expected()
+        found.append((true - mean) / sd)
+    assert np.mean(np.abs(found) < 1) == pytest.approx(0.68, abs=0.04)
+    assert np.mean(np.square(found)) == pytest.approx(1.0, abs=0.12)

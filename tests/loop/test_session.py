@@ -134,22 +134,28 @@ def test_telling_changes_the_prediction_towards_what_was_measured() -> None:
     assert (after[1] <= before[1] + 1e-12).all()
 
 
-def test_uncertainty_is_that_of_the_posterior_and_of_a_trial() -> None:
+def test_uncertainty_is_that_of_the_response_and_of_a_trial() -> None:
     with session(ceiling=np.full(V, 0.4)) as running:
         _, sd = running.expected()
         choice = running.next()
         row = int(choice.image[-2:])
-        prior = running._progress.design.models[0].prior(0.5)
-    assert choice.uncertainty == pytest.approx(np.hypot(sd[row], np.sqrt(prior.noise)))
+        noise = running._progress.design.models[0].noise
+    assert choice.uncertainty == pytest.approx(np.hypot(sd[row], np.sqrt(noise)))
+
+
+def learnable(running: Session) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation [N] before any trial, without each image's own error."""
+    mean, sd = running.expected()
+    return mean, np.sqrt(np.square(sd) - running._progress.design.models[0].prior(0.5).own)
 
 
 def test_ucb_and_explore_value_what_they_say() -> None:
     with session(strategy="ucb", kappa=2.0) as running:
-        mean, sd = running.expected()
+        mean, sd = learnable(running)
         choice = running.next()
         assert choice.value == pytest.approx((mean + 2 * sd).max())
     with session(strategy="explore") as running:
-        _, sd = running.expected()
+        _, sd = learnable(running)
         choice = running.next()
         assert choice.value == pytest.approx((sd**2).max())
         assert running.wait(30)

@@ -75,7 +75,7 @@ def test_every_measurement_teaches_every_model(strategy: Any) -> None:
             mean, sd = running.expected(goal.name)
             assert np.array_equal(mean, expected.mean)
             z = design.models[0].z
-            assert np.array_equal(sd, np.sqrt(expected.belief.variance_of(z)))
+            assert np.array_equal(sd, np.sqrt(expected.belief.variance_of_response(z)))
 
 
 def _ranked(design: Any, strategy: Any, trials: list[Trial]) -> Any:
