@@ -98,7 +98,7 @@ class Belief:
         """Variance of the noiseless responses: what theta leaves, and Var[u_i | theta]."""
         own = np.full(len(z), self.own)
         own[self.means.rows] = self.pull * self.trial * self.means.noise
-        return self.variance_of(z) + own
+        return np.asarray(self.variance_of(z) + own)
 
     def variance_of_next(self, z: Floats, row: int) -> float:  # [N,d]
         """Variance of what a further trial of a candidate will measure."""

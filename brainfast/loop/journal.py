@@ -13,7 +13,7 @@ from ..errors import BrainfastError
 from .clock import Clock, lsl_clock
 from .design import Design
 from .design_file import design_path, save_design
-from .log import LogFile, LogWriter
+from .log import LogFile, LogWriter, refused
 
 
 class Journal:
@@ -30,7 +30,10 @@ class Journal:
 
     def begin(self, path: Path, design: Design, header: Mapping[str, Any]) -> None:
         """A new log, and the candidates' numbers beside it."""
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise refused(path, error, "choose a folder that can be written") from error
         self._log = LogWriter(path, None, self._record, self._clock.monotonic)
         self._begun.append(path)
         beside = design_path(path)

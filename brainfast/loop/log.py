@@ -66,15 +66,7 @@ class LogWriter:
         self.path = path
         self._stages, self._clock = stages, clock
         flags = os.O_WRONLY | (0 if after else os.O_CREAT | os.O_EXCL)
-        try:
-            self._file = os.open(path, flags, 0o644)
-        except FileExistsError as error:
-            raise BrainfastError(
-                str(path),
-                expected="a new file",
-                got="one that is there already",
-                remedy="Session.resume(log) goes on with it",
-            ) from error
+        self._file = _opened_file(path, flags)
         _lock(self._file, path)
         if after and os.fstat(self._file).st_size != after.size + after.torn:
             os.close(self._file)
@@ -107,7 +99,7 @@ class LogWriter:
         except OSError as error:
             self._take_back()
             self._raise_error()
-            raise _refused(self.path, error, "free some space and call again") from error
+            raise refused(self.path, error, "free some space and call again") from error
         self._size, self._seal = self._size + len(line), seal
         self._written += 1
 
@@ -141,7 +133,7 @@ class LogWriter:
     def _raise_error(self) -> None:
         if self._error is not None:
             remedy = "mend the disk, close this session and go on with Session.resume(log)"
-            raise _refused(self.path, self._error, remedy) from self._error
+            raise refused(self.path, self._error, remedy) from self._error
 
     def _sync(self) -> None:
         while True:
@@ -289,6 +281,23 @@ def _later(path: Path, number: int, event: dict[str, Any], before: float) -> flo
     return moment
 
 
+def _opened_file(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags, 0o644)
+    except OSError as error:
+        if not isinstance(error, FileExistsError):
+            raise refused(path, error, "choose a file that can be written") from error
+        folder = path.is_dir()
+        raise BrainfastError(
+            str(path),
+            expected="a new file",
+            got="a folder" if folder else "one that is there already",
+            remedy=f"give {path / 'run.jsonl'}"
+            if folder
+            else "Session.resume(log) goes on with it",
+        ) from error
+
+
 def _lock(file: int, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -301,7 +310,8 @@ def _in_use(path: Path) -> BrainfastError:
     return BrainfastError(str(path), expected="a log that nobody writes", got="another session's")
 
 
-def _refused(path: Path, error: OSError, remedy: str) -> BrainfastError:
+def refused(path: Path, error: OSError, remedy: str) -> BrainfastError:
+    """What the system said of a log, in one line."""
     return BrainfastError(
         str(path),
         expected="a disk that takes the log",

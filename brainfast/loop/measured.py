@@ -114,12 +114,16 @@ def betas_of(measured: Any, subject: str | None, own: Space) -> Any:
 
 def check_betas(measured: Any, V: int) -> NDArray[np.float32]:
     """Betas float32 [V], NaN where nothing was measured; wrong ones are a BrainfastError."""
-    given = np.asarray(measured)
-    if given.ndim != 1 or given.shape != (V,) or given.dtype.kind not in "fiu":
+    try:
+        given = np.asarray(measured)
+        got = f"{given.dtype} {list(given.shape)}"
+    except ValueError:  # numpy's for rows of several lengths
+        given, got = np.empty(0), "rows of several lengths"
+    if given.shape != (V,) or given.dtype.kind not in "fiu":
         raise BrainfastError(
             "measured",
             expected=f"z-scored betas [{V}], one for each vertex of this session's subject",
-            got=f"{given.dtype} {list(given.shape)}",
+            got=got,
             remedy="give the betas of this subject, in the engine's vertices",
         )
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes an infinity

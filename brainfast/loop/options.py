@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
@@ -23,6 +23,15 @@ def as_number(name: str, given: Any, kind: Callable[[Any], N]) -> N:
         return kind(given)
     except (TypeError, ValueError) as error:
         raise BrainfastError(name, expected="a number", got=repr(given)) from error
+
+
+def as_ids(given: Any) -> tuple[str, ...]:
+    """Ids of candidates to leave out, of any collection of texts but one text alone."""
+    good = isinstance(given, Iterable) and not isinstance(given, str | bytes)
+    ids = tuple(given) if good else ()
+    if not good or not all(isinstance(image, str) for image in ids):
+        raise BrainfastError("exclude", expected="a list of ids", got=repr(given)[:60])
+    return ids
 
 
 @dataclass(frozen=True)

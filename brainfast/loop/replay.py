@@ -13,7 +13,7 @@ from .folding import as_candidates
 from .log import LogFile, decode_betas, line_error, read_log
 from .measured import Measurement, Space, as_columns, check_betas, from_columns
 from .options import Options
-from .origin import check_origin, from_fields, origin_of
+from .origin import check_origin, logged_origin, origin_of
 from .progress import Progress, Trial
 from .ranking import Ranking, decide, rank
 
@@ -102,7 +102,7 @@ def restore(file: LogFile, pool: Any = None) -> Restored:
         if event["event"] == "overrun":
             late = {name: event[name] for name in ("late", "latency_ms")}
             choices[event["trial"]] = choices[event["trial"]] | late
-    return Restored(progress, deadline_ms, tuple(choices), from_fields(file.header).space)
+    return Restored(progress, deadline_ms, tuple(choices), logged_origin(file.header).space)
 
 
 def _opened(file: LogFile, pool: Any) -> tuple[Progress, float]:
@@ -110,7 +110,7 @@ def _opened(file: LogFile, pool: Any) -> tuple[Progress, float]:
     try:
         options = Options(**header["options"] | {"exclude": tuple(header["options"]["exclude"])})
         design_hash, deadline_ms = str(header["design_hash"]), float(header["deadline_ms"])
-        origin = from_fields(header)
+        origin = logged_origin(header)
     except (KeyError, TypeError, ValueError) as error:
         raise line_error(file.path, 1, expected="a session's header", got=str(error)) from error
     if pool is not None:

@@ -14,17 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BrainfastError
-from .candidates import Candidates, check_candidates
+from .candidates import check_candidates
 from .choice import Choice
 from .clock import Clock, SystemClock
 from .design_build import build_design
-from .design_file import design_hash
 from .folding import as_candidates, folded
 from .journal import Journal
-from .log import FORMAT, FORMAT_VERSION, encode_betas, read_log
+from .log import encode_betas, read_log
 from .measured import Measurement, Space, as_columns, betas_of, check_betas
-from .options import Options, Strategy, as_number
-from .origin import as_fields, origin_of
+from .options import Options, Strategy, as_ids, as_number
+from .origin import first_line, origin_of
 from .posterior import MAX_COLUMNS
 from .progress import Progress, Status, Trial
 from .ranking import Source, decide
@@ -85,7 +84,7 @@ class Session:
     ) -> None:
         candidates = as_candidates(pool, engine)
         goals = folded(objective, candidates, engine)
-        excluded = tuple(exclude)
+        excluded = as_ids(exclude)
         options = Options(
             strategy, kappa, repeats, seed, fallback, excluded, model_share, balance, min_distance
         )
@@ -108,7 +107,10 @@ class Session:
         self.space = Space(goals[0].space_hash, goals[0].subject)
         with self._closed_by_errors():
             if log is not None:
-                self._journal.begin(Path(log), design, self._header(candidates))
+                origin = origin_of(candidates, self.space)
+                self._journal.begin(
+                    Path(log), design, first_line(design, options, deadline_ms, origin)
+                )
             self._ranker.start(READY_S)
 
     @classmethod
@@ -332,23 +334,6 @@ class Session:
             self._journal.take_back()
             raise
 
-    def _header(self, pool: Candidates) -> dict[str, Any]:
-        design = self._progress.design
-        return {
-            "event": "session",
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "objectives": design.names,
-            **as_fields(origin_of(pool)._replace(space=self.space)),
-            "deadline_ms": self.deadline_ms,
-            "options": asdict(self.options),
-            "candidates": len(design),
-            "V": design.V,
-            "preprocessing_hash": getattr(pool, "preprocessing_hash", ""),
-            "design_hash": design_hash(design),
-            "versions": versions(),
-        }
-
     def _number(self, objective: str | None) -> int:
         """Of the objective that is served: the one asked for, or the one whose turn it is."""
         if objective is None:
@@ -377,20 +362,19 @@ class Session:
         betas = check_betas(betas_of(measured, subject, self.space), design.V)
         return betas, design.measure(betas)
 
-    def _trial(self, trial: int) -> Trial:
+    def _trial(self, trial: Any) -> Trial:
         trials = self._progress.trials
-        if not 0 <= trial < len(trials):
+        if not (isinstance(trial, int | np.integer) and 0 <= trial < len(trials)):
             raise BrainfastError(
-                "trial", expected=f"one of the {len(trials)} choices", got=str(trial)
+                "trial", expected=f"the number of one of the {len(trials)} choices", got=repr(trial)
             )
         return trials[trial]
 
     def _check_own(self, choice: Choice) -> None:
-        own = choice.trial < len(self._choices) and self._choices[choice.trial] == choice
-        if not own:
-            raise BrainfastError(
-                "choice", expected="one that this session made", got=f"{choice.image!r}"
-            )
+        made = isinstance(choice, Choice)
+        if not (made and choice in self._choices[choice.trial : choice.trial + 1]):
+            got = repr(choice.image if made else choice)[:60]
+            raise BrainfastError("choice", expected="one that this session made", got=got)
         self._progress.outstanding(choice.trial)
 
     def _restore_choices(self, restored: Restored) -> None:
