@@ -102,7 +102,7 @@ def check_same(
 def begin(pools: Pools, request: OpenSession, log: Path) -> Session:
     """The session of a request, on its log."""
     if request.resume:
-        return Session.resume(log, pools.pool)
+        return Session.resume(log, pools.of_log(read_header(log).get("subject")))
     if request.objective is None:
         raise Refusal("invalid", "objective", expected="one, to begin a session", got="none")
     pool, engine = pools.of(request.subject)

@@ -52,6 +52,10 @@ class Pools:
             self._made[key] = self._through(key)
         return self._made[key], self._engines[key]
 
+    def of_log(self, subject: str | None) -> Any:
+        """The pool for a log of a subject; that a model's only subject is another, its check tells."""
+        return self.of(subject)[0] if len(self._engines) > 1 else self.pool
+
     def _through(self, key: str) -> Any:
         engine, own = self._engines[key], getattr(self.pool, "engine", None)
         same = own is not None and own.head is engine.head
