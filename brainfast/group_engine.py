@@ -42,7 +42,12 @@ class GroupEngine:
         if not heads:
             raise BrainfastError("subjects", expected="at least one", got="none")
         self.runtime, self.card = runtime, card
-        self.heads, self.spaces = dict(heads), dict(spaces)
+        self.heads = dict(heads)
+        # Data that came as arrays name no subject: its name in the group is then its only one.
+        self.spaces = {
+            name: space if space.subject else replace(space, subject=name)
+            for name, space in spaces.items()
+        }
         self._device = DevicePath(runtime, self.heads, card.trunk.preprocessing)
 
     @classmethod

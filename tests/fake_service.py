@@ -112,9 +112,12 @@ class FakeService:
         names = [name for name in "abcdef" if name not in exclude][:k]
         return [[Candidate(name, ord(name), 1.5, "") for name in names] for _ in objectives]
 
-    async def open_session(self, name: str, request: OpenSession) -> SessionState:
+    async def open_session(
+        self, name: str, request: OpenSession, *, again: bool = False
+    ) -> SessionState:
         await self._pass("open")
-        if name in self.logs and name not in self._open and not request.resume:
+        begun = request.resume or (again and not self.logs.get(name))
+        if name in self.logs and name not in self._open and not begun:
             raise Refusal("conflict", "session", expected="a new name", got=repr(name))
         self.logs.setdefault(name, [])
         self._open.add(name)

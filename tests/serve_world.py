@@ -110,12 +110,12 @@ def engine(kind: str = "blobgpt") -> Engine:
 
 
 def group() -> GroupEngine:
-    """Subjects a and b, of the same model and 30 and 20 vertices."""
+    """Subjects a and b, of the same model and 30 and 20 vertices, whose data named nobody."""
     one = engine("blobgpt")
     part = np.arange(20)
     heads = {"a": one.head, "b": one.head.take(part)}
     spaces = {
-        name: replace(space, subject=name)
+        name: replace(space, subject=None)
         for name, space in (("a", one.space), ("b", one.space.take(part)))
     }
     return GroupEngine(one.runtime, heads, spaces, one.card)

@@ -119,6 +119,8 @@ def check_betas(measured: Any, V: int) -> NDArray[np.float32]:
         got = f"{given.dtype} {list(given.shape)}"
     except ValueError:  # numpy's for rows of several lengths
         given, got = np.empty(0), "rows of several lengths"
+    except Exception as error:  # whatever numpy or a tensor raises
+        given, got = np.empty(0), " ".join(str(error).split())[:80]
     if given.shape != (V,) or given.dtype.kind not in "fiu":
         raise BrainfastError(
             "measured",

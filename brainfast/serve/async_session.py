@@ -134,26 +134,10 @@ class AsyncSession:
         except ServerRefusal as refusal:
             if refusal.code != "conflict" or not refusal.repeated or options.resume:
                 raise
-            reply = await self._go_on(deadline, options, refusal)
-        self.state, self._opened_by = reply.state, self._connection.count
-
-    async def _go_on(
-        self, deadline: Deadline, options: OpenSession, conflict: Refusal
-    ) -> wire.State:
-        """The session whose log an earlier sending of the same request has begun.
-
-        Another's log is the conflict still: one that was begun with other options, which the server
-        compares, or that has a choice.
-        """
-        resumed = msgspec.structs.replace(options, resume=True)
-        request = wire.Open(session=self.name, options=resumed)
-        try:
+            # The log may be what an earlier sending of the same request began.
+            request = msgspec.structs.replace(request, again=True)
             reply, _ = await self._insist(deadline, request, wire.State)
-        except Refusal as refusal:
-            raise (refusal if refusal.code in PASSING else conflict) from None
-        if reply.state.trials:
-            raise conflict
-        return reply
+        self.state, self._opened_by = reply.state, self._connection.count
 
     async def _insist(
         self, deadline: Deadline, request: wire.Request, kind: type[R], arrays: Sequence[Array] = ()

@@ -16,7 +16,9 @@ import asyncio
 import concurrent.futures
 import logging
 import threading
+from array import array
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -279,5 +281,14 @@ class Session:
 
 
 def _own(given: Any) -> Any:
-    """A copy of what programs fill anew for the next trial: an array, or a list."""
-    return given.copy() if isinstance(given, np.ndarray | list) else given
+    """A copy of what programs fill anew for the next trial: an array of any kind, or a list."""
+    if isinstance(given, list):
+        return given.copy()
+    if isinstance(given, array | memoryview) or _is_array(given):
+        with suppress(Exception):  # what is wrong with it, the result tells
+            return np.asarray(given).copy()
+    return given
+
+
+def _is_array(given: Any) -> bool:
+    return hasattr(given, "__array__") and not isinstance(given, np.generic)

@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from ..errors import BrainfastError
 from ..loop.design_file import design_path
-from ..loop.log import read_header
+from ..loop.log import read_header, read_log
 from ..loop.session import Session
 from .refusal import Refusal
 from .requests import SESSION_NAME, OpenSession
@@ -47,8 +50,8 @@ def check_room(open_now: int, most: int) -> None:
 
 def check_log(name: str, request: OpenSession, log: Path) -> None:
     """Refuse to begin on a log that is there, or to go on with none or with another session's."""
-    there = next((path for path in (log, design_path(log)) if path.exists()), None)
     if not request.resume:
+        there = next((path for path in (log, design_path(log)) if path.exists()), None)
         if there is not None:
             raise Refusal(
                 "conflict",
@@ -71,6 +74,23 @@ def check_log(name: str, request: OpenSession, log: Path) -> None:
     check_same(name, request, header.get("objectives", []), begun | header.get("options", {}))
 
 
+def begun_by(request: OpenSession, log: Path) -> bool:
+    """Whether a log was begun with just what a request says, and has no choice yet."""
+    try:
+        events = read_log(log, betas=False).events
+    except BrainfastError:  # a line that is torn began nothing
+        return False
+    header = events[0]
+    had = {"deadline_ms": header.get("deadline_ms"), **header.get("options", {})}
+    wanted = {field: getattr(request, field) for field in OPTIONS}
+    return (
+        not any(event["event"] == "choice" for event in events)
+        and header.get("objectives") == _texts(request)
+        and request.subject in (None, header.get("subject"))
+        and all(had.get(field) == value for field, value in wanted.items())
+    )
+
+
 def check_same(
     name: str, request: OpenSession, objectives: Sequence[str], begun: Mapping[str, Any]
 ) -> None:
@@ -85,8 +105,7 @@ def check_same(
         wanted["subject"] = request.subject
     had = {field: begun.get(field) for field in wanted}
     if request.objective is not None:
-        texts = [request.objective] if isinstance(request.objective, str) else request.objective
-        wanted["objective"], had["objective"] = list(texts), list(objectives)
+        wanted["objective"], had["objective"] = _texts(request), list(objectives)
     for field, value in wanted.items():
         before = had[field]
         if value != (list(before) if isinstance(before, tuple) else before):
@@ -99,8 +118,18 @@ def check_same(
             )
 
 
-def begin(pools: Pools, request: OpenSession, log: Path) -> Session:
-    """The session of a request, on its log."""
+def _texts(request: OpenSession) -> list[str]:
+    objective = request.objective or []
+    return [objective] if isinstance(objective, str) else list(objective)
+
+
+def begin(
+    name: str, pools: Pools, request: OpenSession, log: Path, *, again: bool = False
+) -> Session:
+    """The session of a request, on its log; see `Service.open_session`."""
+    if again and not request.resume and log.exists() and begun_by(request, log):
+        request = msgspec.structs.replace(request, resume=True)
+    check_log(name, request, log)
     if request.resume:
         return Session.resume(log, pools.of_log(read_header(log).get("subject")))
     if request.objective is None:

@@ -67,7 +67,9 @@ async def _of_session(
         case wire.Skip():
             await service.skip(request.session, request.trial)
         case wire.Open():
-            state = await service.open_session(request.session, request.options)
+            state = await service.open_session(
+                request.session, request.options, again=request.again
+            )
             return wire.State(id=id, state=state)
         case wire.AskSession():
             return wire.State(id=id, state=await service.session(request.session))

@@ -162,10 +162,13 @@ class Service:
         chosen: list[list[Candidate]] = await self._pool_lane.call(choose, seconds)
         return chosen
 
-    async def open_session(self, name: str, request: OpenSession) -> SessionState:
+    async def open_session(
+        self, name: str, request: OpenSession, *, again: bool = False
+    ) -> SessionState:
         """Begin a session on LOGS/<name>.jsonl, or with `resume` go on with it.
 
-        Asked again, it is opened once, and until the first choice without `resume` too.
+        Asked again, it is opened once, and until the first choice without `resume` too. again: a
+        log without a choice that was begun by this very request is gone on with.
         Errors: "conflict" for a log that is there already, or a session of another request;
         "not_found" for no log to resume; "too_many" where `limits.sessions` are open.
         """
@@ -174,7 +177,7 @@ class Service:
         lane = self._session_lanes.get(name)
         if lane is not None:
             return await lane.again(request)
-        lane = self._new_session(name, request)
+        lane = self._new_session(name, request, again)
         return await lane.opened()
 
     async def next(
@@ -295,7 +298,7 @@ class Service:
             expected = f"at most {self.limits.top} candidates of all objectives together"
             raise Refusal("too_large", "k", expected=expected, got=str(k * objectives))
 
-    def _new_session(self, name: str, request: OpenSession) -> SessionLane:
+    def _new_session(self, name: str, request: OpenSession, again: bool) -> SessionLane:
         pools = self._need_pool()
         if self.logs is None:
             raise Refusal(
@@ -311,7 +314,7 @@ class Service:
             request,
             self.logs / f"{name}.jsonl",
             self.limits,
-            start=lambda request, log: begin(pools, request, log),
+            start=lambda request, log: begin(name, pools, request, log, again=again),
             publish=self._from_thread(self._note),
             last=self._from_thread(lambda: self._forget(lane)),
             clock=self._clock,

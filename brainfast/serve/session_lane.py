@@ -15,7 +15,7 @@ from ..loop.session import Session
 from .events import ChoiceEvent, Event, SessionEvent, SkipEvent, TellEvent
 from .lane import Clock, Job, Lane, each
 from .limits import Limits
-from .opening import check_log, check_same
+from .opening import check_same
 from .refusal import Code, Refusal
 from .requests import OpenSession, Outstanding, SessionState
 
@@ -148,11 +148,10 @@ class SessionLane:
 
     def _open(self) -> SessionState:
         try:
-            check_log(self.name, self.request, self.log)
             session = self._start(self.request, self.log)
         except Exception as error:
             self._not_opened = _of_the_disk(error)
-            raise
+            raise self._not_opened from error
         self.session = session
         self._publish(SessionEvent(self.name, "opened", time.time()))
         return self._state(self.session)
@@ -290,9 +289,10 @@ def _calls(batch: Sequence[Call]) -> list[Any]:
 def _of_the_disk(error: Exception) -> Exception:
     """A disk that refused a line took no part of it, so the request may be repeated.
 
-    A log that another server has, or has just made, is a conflict instead: it stays there.
+    So may one for a log that another server has, which may be about to end; a log that another has
+    just made is a conflict.
     """
-    if isinstance(error.__cause__, BlockingIOError | FileExistsError):
+    if isinstance(error.__cause__, FileExistsError):
         return _refused(error, "conflict")
     return _refused(error, "stalled", retry_after_s=1.0)
 

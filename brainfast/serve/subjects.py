@@ -53,7 +53,7 @@ class Pools:
         return self._made[key], self._engines[key]
 
     def of_log(self, subject: str | None) -> Any:
-        """The pool for a log of a subject; that a model's only subject is another, its check tells."""
+        """The pool for a log of a subject; of a model of one it is the pool."""
         return self.of(subject)[0] if len(self._engines) > 1 else self.pool
 
     def _through(self, key: str) -> Any:

@@ -67,10 +67,14 @@ class Select(Request, tag="select"):
 
 
 class Open(Request, tag="open"):
-    """Begin a session, or go on with its log."""
+    """Begin a session, or go on with its log.
+
+    again: the same was sent before, and may have been done: a log that it began is gone on with.
+    """
 
     session: str
     options: OpenSession
+    again: bool = False
 
 
 class Next(Request, tag="next"):

@@ -46,7 +46,7 @@ async def server_that_ends(place: Path, end: str, *, opens: bool) -> tuple[async
     await server.start()
     reached, real = asyncio.Event(), service.open_session
 
-    async def open_session(name: str, request: Any) -> None:
+    async def open_session(name: str, request: Any, **options: Any) -> None:
         if opens:
             await real(name, request)
         reached.set()

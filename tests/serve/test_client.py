@@ -8,12 +8,14 @@ import logging
 import subprocess
 import sys
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import brainfast
@@ -149,7 +151,9 @@ def test_images_are_read_and_decoded_on_a_thread_of_their_own(
     assert not set(threads) & {threading.current_thread().name, "brainfast-client"}
 
 
-@pytest.mark.parametrize("betas", [np.ones(3), [1.0, 1.0, 1.0]])
+@pytest.mark.parametrize(
+    "betas", [np.ones(3), [1.0, 1.0, 1.0], array("d", [1, 1, 1]), torch.ones(3)], ids=type
+)
 def test_betas_and_names_may_change_after_the_call(betas: Any, thread: ServerThread) -> None:
     held, names = threading.Event(), ["a"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,15 +77,46 @@ async def test_a_log_that_is_there_is_resumed_or_left_alone(tmp_path: Path) -> N
 
 
 @on_loop
-async def test_a_log_that_another_server_writes_is_a_conflict(tmp_path: Path) -> None:
+async def test_a_log_that_another_server_writes_may_be_waited_for(tmp_path: Path) -> None:
     other = await opened(tmp_path)
     await other.next("run", 0)
     served = await started(tmp_path)
     held = await refusal(served.open_session("run", asked(resume=True)))
-    assert (held.code, held.retry_after_s) == ("conflict", None)
+    assert (held.code, held.retry_after_s) == ("stalled", 1.0)
     assert "another session's" in str(held)
     await other.close_session("run")
     assert (await served.open_session("run", asked(resume=True))).trials == 1
+
+
+@pytest.mark.parametrize(
+    ("choices", "begun", "goes_on"),
+    [
+        (0, {}, True),
+        (1, {}, False),
+        (0, {"strategy": "ucb"}, False),
+        (0, {"kappa": 2.0}, False),
+        (0, {"exclude": ["image-00"]}, False),
+        (0, {"objective": "FFA"}, False),
+        (0, {"deadline_ms": 50_000.0}, False),
+    ],
+)
+@on_loop
+async def test_an_open_that_was_sent_before_goes_on_with_its_own_log_alone(
+    tmp_path: Path, choices: int, begun: dict[str, Any], goes_on: bool
+) -> None:
+    before = await started(tmp_path)
+    await before.open_session("run", asked(**begun))
+    for trial in range(choices):
+        await before.next("run", trial)
+    await before.drain()
+    log = (tmp_path / "run.jsonl").read_bytes()
+    served = await started(tmp_path)
+    if goes_on:
+        assert (await served.open_session("run", asked(), again=True)).trials == 0
+        return
+    assert (await refusal(served.open_session("run", asked(), again=True))).code == "conflict"
+    assert served.sessions() == []
+    assert (tmp_path / "run.jsonl").read_bytes() == log
 
 
 @on_loop

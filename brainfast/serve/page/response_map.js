@@ -59,14 +59,14 @@ export class ResponseMap {
     this.wanted = image;
     this.subject = subject;
     const own = this.about?.subject;
-    if (image !== null && subject !== null && own && subject !== own) {
+    if (image === null || (subject !== null && own && subject !== own)) {
       this.painted = null;
       this.clear();
+      if (image === null) return;
       return note(`The map is of ${own}, and this session of another subject: none is drawn.`);
     }
     if (!this.about || this.about.kind === "none" || image === this.painted) return;
     this.painted = image;
-    if (image === null) return this.clear();
     this.clearing ??= setTimeout(() => this.clear(), CLEAR_MS);
     const query = `image=${encodeURIComponent(image)}&viewer=${viewer}`;
     try {
