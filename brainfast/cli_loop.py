@@ -92,7 +92,7 @@ def rehearse(
     schedule.check()
     check_speed(speed)
     if out is not None:
-        from .loop.rehearsal_plot import check_picture
+        from .flat_sheet import check_picture
 
         check_picture(out)
     paths = image_paths(images or []) if images else []

@@ -25,6 +25,13 @@ MARGIN = 0.3  # inches around everything
 LARGE = 3.0  # inches from which a hemisphere's regions are named
 
 
+def check_picture(path: str | Path) -> None:
+    """Refuse a name that says of no picture; ask before anything is run."""
+    if Path(path).suffix.lower() not in FORMATS:
+        wanted = f"a name that ends in {', '.join(FORMATS)}"
+        raise BrainfastError(str(path), expected=wanted, got=repr(Path(path).suffix))
+
+
 @dataclass(frozen=True)
 class Sheet:
     """Lengths in inches; a cell holds the hemispheres that have data, in one scale."""
@@ -55,9 +62,8 @@ class Sheet:
         narrowest: float = 4.6,
     ) -> Sheet:
         """An empty sheet; whatever is wrong with space, regions or path is said here."""
-        if path is not None and Path(path).suffix.lower() not in FORMATS:
-            wanted = f"a name that ends in {', '.join(FORMATS)}"
-            raise BrainfastError(str(path), expected=wanted, got=repr(Path(path).suffix))
+        if path is not None:
+            check_picture(path)
         check_drawable(space)
         names = region_names(space, rois)
         boxes = data_boxes(space)

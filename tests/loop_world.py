@@ -75,6 +75,15 @@ def play(running: Session, trials: int = 6, waiting: int = 2) -> list[Any]:
     return choices
 
 
+def at_once(work: Callable[[], Any], count: int) -> None:
+    """Run it in so many threads, to their ends."""
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def edited(log: Path, to: Path, change: Callable[[list[dict[str, Any]]], Any]) -> Path:
     """A log whose events were changed and sealed again, as if a session had written them."""
     events = [dict(event) for event in read_log(log).events]

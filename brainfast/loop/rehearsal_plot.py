@@ -9,9 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from ..errors import BrainfastError
 from ..files import atomic_path
-from ..flat_sheet import FORMATS
+from ..flat_sheet import check_picture
 from ..map_colours import FAINT, INK
 from .rehearse import Rehearsed
 
@@ -46,13 +45,6 @@ def plot(run: Rehearsed, path: str | Path | None = None) -> Figure:
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format=Path(path).suffix[1:].lower())
     return figure
-
-
-def check_picture(path: str | Path) -> None:
-    """Refuse a name that says of no picture; ask before anything is run."""
-    if Path(path).suffix.lower() not in FORMATS:
-        wanted = f"a name that ends in {', '.join(FORMATS)}"
-        raise BrainfastError(str(path), expected=wanted, got=repr(Path(path).suffix))
 
 
 def _draw_trials(ax: Axes, run: Rehearsed) -> None:

@@ -41,6 +41,15 @@ class ArrayInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.dtype if self.dtype == FILE else f"{self.dtype} {self.shape}"
 
 
+def is_array(given: Any) -> bool:
+    """Whether it is one array, of any kind, and no number of numpy's.
+
+    Its type is asked, since a picture is decoded to ask itself.
+    """
+    kinds = ("__array_interface__", "__array__")
+    return any(hasattr(type(given), name) for name in kinds) and not isinstance(given, np.generic)
+
+
 def as_array(name: str, given: Any, *, expected: str) -> NDArray[Any]:
     """Whatever was given as an array; what cannot be one is a BrainfastError."""
     try:

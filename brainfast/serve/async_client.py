@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import BrainfastError
 from . import wire
-from .array_frames import Array, as_array
+from .array_frames import Array, as_array, is_array
 from .async_session import AsyncSession
 from .connection import Connection
 from .refusal import Refusal
@@ -159,7 +159,7 @@ def as_images(images: Any) -> list[Array]:
     """Contents of files, and uint8 [H,W,3], of whatever was given; else a BrainfastError."""
     if isinstance(images, bytes | str | PathLike):
         images = [images]
-    elif _is_array(images):
+    elif is_array(images):
         images = as_array("images", images, expected=IMAGE)
         images = images[None] if images.ndim == 3 else images
     try:
@@ -170,11 +170,6 @@ def as_images(images: Any) -> list[Array]:
     if not parts:
         raise BrainfastError("images", expected="at least one", got="none")
     return [_as_image(part) for part in parts]
-
-
-def _is_array(images: Any) -> bool:
-    """Whether it is one array; its type is asked, since a picture is decoded to ask itself."""
-    return any(hasattr(type(images), name) for name in ("__array_interface__", "__array__"))
 
 
 def _as_image(image: Any) -> Array:

@@ -24,6 +24,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .array_frames import is_array
 from .async_client import AsyncClient
 from .async_session import AsyncSession
 from .connection import MOST, closed
@@ -284,11 +285,7 @@ def _own(given: Any) -> Any:
     """A copy of what programs fill anew for the next trial: an array of any kind, or a list."""
     if isinstance(given, list):
         return given.copy()
-    if isinstance(given, array | memoryview) or _is_array(given):
+    if isinstance(given, array | memoryview) or is_array(given):
         with suppress(Exception):  # what is wrong with it, the result tells
             return np.asarray(given).copy()
     return given
-
-
-def _is_array(given: Any) -> bool:
-    return hasattr(given, "__array__") and not isinstance(given, np.generic)

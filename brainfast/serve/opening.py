@@ -70,8 +70,7 @@ def check_log(name: str, request: OpenSession, log: Path) -> None:
             remedy="begin it with resume=false",
         )
     header = read_header(log)
-    begun = {field: header.get(field) for field in ("deadline_ms", "subject")}
-    check_same(name, request, header.get("objectives", []), begun | header.get("options", {}))
+    check_same(name, request, header.get("objectives", []), _begun_with(header))
 
 
 def begun_by(request: OpenSession, log: Path) -> bool:
@@ -80,15 +79,19 @@ def begun_by(request: OpenSession, log: Path) -> bool:
         events = read_log(log, betas=False).events
     except BrainfastError:  # a line that is torn began nothing
         return False
-    header = events[0]
-    had = {"deadline_ms": header.get("deadline_ms"), **header.get("options", {})}
-    wanted = {field: getattr(request, field) for field in OPTIONS}
+    had = _begun_with(events[0])
     return (
         not any(event["event"] == "choice" for event in events)
-        and header.get("objectives") == _texts(request)
-        and request.subject in (None, header.get("subject"))
-        and all(had.get(field) == value for field, value in wanted.items())
+        and events[0].get("objectives") == _texts(request)
+        and request.subject in (None, had["subject"])
+        and all(had.get(field) == getattr(request, field) for field in OPTIONS)
     )
+
+
+def _begun_with(header: Mapping[str, Any]) -> dict[str, Any]:
+    """By the first line of a log: the fields of a request, but its objective."""
+    begun = {field: header.get(field) for field in ("deadline_ms", "subject")}
+    return {**begun, **header.get("options", {})}
 
 
 def check_same(

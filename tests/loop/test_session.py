@@ -16,7 +16,19 @@ from brainfast.errors import BrainfastError
 from brainfast.loop import Session, journal, read_log, worker
 from brainfast.loop.availability import Availability
 from brainfast.loop.ranking import rank
-from loop_world import READOUT, WEIGHTS, N, TestClock, V, betas, features, play, pool, session
+from loop_world import (
+    READOUT,
+    WEIGHTS,
+    N,
+    TestClock,
+    V,
+    at_once,
+    betas,
+    features,
+    play,
+    pool,
+    session,
+)
 
 STRATEGIES = ["greedy", "ucb", "thompson", "explore", "random"]
 PREDICTED = features() @ (WEIGHTS @ READOUT) + 0.25
@@ -315,11 +327,7 @@ def test_many_threads_may_call_at_once() -> None:
                 choices.append(choice)
                 running.tell(choice, betas(choice))
 
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(work, 4)
         assert sorted(choice.trial for choice in choices) == list(range(80))
         assert running.outstanding == ()
 

@@ -19,7 +19,19 @@ from brainfast.loop.design_build import build_design
 from brainfast.loop.options import Options
 from brainfast.loop.progress import Trial
 from brainfast.loop.ranking import rank
-from loop_world import READOUT, V, betas, edited, features, objective, play, pool, second, session
+from loop_world import (
+    READOUT,
+    V,
+    at_once,
+    betas,
+    edited,
+    features,
+    objective,
+    play,
+    pool,
+    second,
+    session,
+)
 
 BOTH = ["first - last", "middle"]
 
@@ -138,11 +150,7 @@ def test_a_log_of_several_threads_is_reproduced(tmp_path: Path, strategy: Any) -
                 else:
                     running.tell(choice, betas(choice))
 
-        threads = [threading.Thread(target=work) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(work, 3)
     found = replay(log)
     assert found.difference is None
     assert found.choices == 30
