@@ -56,7 +56,9 @@ class TorchRuntime:
 
     fp32 is strict: no TF32. bf16 has the numbers of torch's autocast: matrix products take bf16
     operands, norms and the residual stream stay fp32; the matrices are converted once, not in
-    each call. The trunk that is given is never changed: a copy is made where it must be.
+    each call. On a processor with products of bf16 they are also laid out for them once, and the
+    GELU of an MLP is taken of the products' sums in fp32, before these are rounded: see
+    `packed_linear`. The trunk that is given is never changed: a copy is made where it must be.
     """
 
     name = "torch"
@@ -69,6 +71,10 @@ class TorchRuntime:
         self.precision: str = check_trunk_precision(precision)
         self.device = torch_device(device)
         self.trunk = place_trunk(trunk, self.device, self.precision)
+        if self.precision == "bf16" and self.device.type == "cpu":
+            from .packed_linear import packed
+
+            self.trunk = packed(self.trunk, copied=self.trunk is not trunk)
         self._torch: Any = torch
         self._strict = strict_fp32
         self._size = trunk.config.size
