@@ -81,7 +81,8 @@ class Service:
 
     @property
     def state(self) -> State:
-        """Whether requests are taken: only in "ready", and sessions' in "stalled" too."""
+        """Whether requests are taken: all in "ready", and those of the pool and of sessions, which
+        need no engine, in "starting" and "stalled" too."""
         if self._closed:
             return "closed"
         if self._draining is not None:
@@ -116,7 +117,8 @@ class Service:
         images: files (JPEG, PNG, WebP, ...) as bytes, or uint8 [H,W,3]; subjects: all without.
         """
         start = time.perf_counter()
-        found = await self._engine_lane.predict(images, subjects, self._taking(timeout_s))
+        seconds = self._taking(timeout_s, warm=True)
+        found = await self._engine_lane.predict(images, subjects, seconds)
         latency_ms = (time.perf_counter() - start) * 1e3
         self.events.publish(PredictEvent(len(images), latency_ms, time.time()))
         return found
@@ -133,7 +135,8 @@ class Service:
 
         objective: what `Objective` takes; subject: needed where the model has several.
         """
-        return await self._engine_lane.score(images, objective, subject, self._taking(timeout_s))
+        seconds = self._taking(timeout_s, warm=True)
+        return await self._engine_lane.score(images, objective, subject, seconds)
 
     async def select(
         self,
@@ -257,12 +260,15 @@ class Service:
         self._tell_state()
         self.events.close()
 
-    def _taking(self, timeout_s: float | None) -> float:
-        """Seconds that a request may take; a Refusal where none is taken now."""
+    def _taking(self, timeout_s: float | None, *, warm: bool = False) -> float:
+        """Seconds that a request may take; a Refusal where none is taken now.
+
+        warm: whether it needs the engine, and waits for its warm-up.
+        """
         state = self.state
         if state in ("draining", "closed"):
             raise draining()
-        if state == "starting":
+        if warm and state == "starting":
             raise Refusal(
                 "starting",
                 "server",

@@ -192,10 +192,35 @@ async def test_a_warm_up_that_fails_is_no_start() -> None:
     with pytest.raises(ZeroDivisionError):
         await served.start()
     assert served.state == "starting"
-    for request in (served.next("run", 0), served.session("run"), served.close_session("run")):
+    for request in (served.predict([picture(1)]), served.score([picture(1)], "FFA - PPA")):
         assert (await refusal(request)).code == "starting"
     await served.drain()
     assert (await refusal(served.next("run", 0))).code == "draining"
+
+
+@on_loop
+async def test_a_session_goes_on_before_the_engine_is_warm(tmp_path: Path) -> None:
+    first = service(logs=tmp_path, candidates=pool())
+    await first.start()
+    await first.open_session("run", asked())
+    shown = await first.next("run", 0)
+    await first.drain()
+
+    served = service(logs=tmp_path, candidates=pool())
+    gate = served.engine.runtime.next_gate()
+    warming = asyncio.ensure_future(served.start())
+    await happens(gate.entered)
+    assert served.state == "starting"
+    await served.open_session("run", asked(resume=True))
+    await served.tell("run", 0, betas(0))
+    assert (await served.next("run", 0)).image == shown.image
+    assert (await served.next("run", 1)).trial == 1
+    assert (await refusal(served.predict([picture(1)]))).code == "starting"
+    gate.open()
+    await warming
+    assert served.state == "ready"
+    assert (await served.predict([picture(1)]))[""].shape == (1, 30)
+    await served.drain()
 
 
 @on_loop
