@@ -209,9 +209,13 @@ def decode(
 ) -> npt.NDArray[np.float32]:  # [B,F]
     """Stored rows as float32."""
     if rows.dtype == np.uint16:
-        return (rows.astype(np.uint32) << 16).view(np.float32)
+        bits = rows.astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
     wide = rows.astype(np.float32)
-    return wide if scale is None else wide * scale[:, None]
+    if scale is not None:
+        wide *= scale[:, None]
+    return wide
 
 
 def read_index(folder: Path) -> Index:
