@@ -57,21 +57,21 @@ class Spacing:
         """Who is near an image, which is not near itself."""
         found = np.empty(len(self._places), dtype=bool)
         for start in range(0, len(found), BLOCK):
-            part = np.arange(start, min(start + BLOCK, len(found)))
+            part = slice(start, min(start + BLOCK, len(found)))
             found[part] = self._within(part, row)
+        found[row] = False
         return found
 
     def clear(self, rows: Rows) -> Mask:  # [n]
         """Which of these lie near no other image that was shown."""
         found: Mask = self._near[rows] == 0
         for row in self.pending():
-            found[found] = ~self._within(rows[found], row)
+            found[found] = ~self._within(rows[found], row) | (rows[found] == row)
         return found
 
-    def _within(self, rows: Rows, row: int) -> Mask:
+    def _within(self, rows: Rows | slice, row: int) -> Mask:
         gaps = self._places[rows] - self._places[row]
-        squares = np.einsum("nk,nk->n", gaps, gaps)
-        near: Mask = (squares < self._least**2) & (rows != row)
+        near: Mask = np.einsum("nk,nk->n", gaps, gaps) < self._least**2
         return near
 
 
