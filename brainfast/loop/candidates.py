@@ -142,14 +142,14 @@ class FoldedObjective:
 
     def reading(
         self,
-        sample: NDArray[np.float64],  # [n,F]
+        sample: Floats,  # [n,F]
         noise: NDArray[np.float64],  # [V]
         model_share: float,
     ) -> Weighted:
         """How betas become the objective's response."""
         return Weighted(self.weights, noise)
 
-    def scores(self, features: NDArray[np.float64]) -> NDArray[np.float64]:  # [n,F] -> [n]
+    def scores(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:  # [n,F] -> [n]
         """What the model expects of candidates."""
         return np.asarray(features @ self.template.astype(np.float64) + self.offset)
 

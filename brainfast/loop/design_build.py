@@ -11,20 +11,27 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from ..errors import BrainfastError
-from .candidates import Candidates, check_candidates
+from .candidates import Candidates, FoldedObjective, check_candidates
 from .design import OWN_SHARE, Design, ObjectiveModel, Reading
 from .measured import Space, vertex_noise
+from .pool_product import block_rows, multiplied, one_blas_thread
 from .posterior import MAX_COLUMNS
 
 Floats = NDArray[np.float64]
+Narrow = NDArray[np.float32]
 
 SAMPLE = 1024  # candidates that the principal components are those of
+SAMPLE_BLOCK = 1 << 18  # numbers of the sample in float64 at a time
 CHUNK_NUMBERS = 1 << 24  # features held at a time
 FLATTEST = 1e-10  # share of the variance below which a component is rounding
+EPSILON = float(np.finfo(np.float64).eps)
 
 
 class Goal(Protocol):
-    """What a design asks of an objective: `FoldedObjective` and `FoldedPattern`."""
+    """What a design asks of an objective: `FoldedObjective` and `FoldedPattern`.
+
+    scores: of some candidates; a `FoldedObjective`'s are one more column of the pool's product.
+    """
 
     @property
     def name(self) -> str: ...
@@ -41,9 +48,9 @@ class Goal(Protocol):
     @property
     def F(self) -> int: ...
 
-    def scores(self, features: Floats) -> Floats: ...
+    def scores(self, features: Narrow) -> Floats: ...  # [n,F] -> [n]
 
-    def reading(self, sample: Floats, noise: Floats, model_share: float) -> Reading: ...
+    def reading(self, sample: Narrow, noise: Floats, model_share: float) -> Reading: ...
 
 
 def build_design(
@@ -69,20 +76,47 @@ def build_design(
     ids, noise = check_candidates(pool), vertex_noise(ceiling, goals[0].V)
     sample = _sample(pool, ids, goals[0].F, seed)
     readings = [goal.reading(sample, noise, model_share) for goal in goals]
-    mean, directions = _components(sample, components)
+    with one_blas_thread():
+        directions = _components(sample, components)
     del sample
-    scores = np.empty((len(goals), len(ids)))
-    coordinates = np.empty((len(ids), directions.shape[1]))
-    for rows, features in _chunks(pool, ids, goals[0].F):
-        for own, goal in zip(scores, goals, strict=True):
-            own[rows] = goal.scores(features)
-        coordinates[rows] = (features - mean) @ directions
+    scores, coordinates = _numbers(pool, ids, goals, directions)
     models = [
         _model(goal.name, own, coordinates, reading, ceiling is None)
         for goal, own, reading in zip(goals, scores, readings, strict=True)
     ]
     names, codes = _categories(pool) if balance else ((), None)
     return Design(ids, tuple(models), names, codes, _places(coordinates) if distances else None)
+
+
+def _numbers(
+    pool: Candidates,
+    ids: tuple[str, ...],
+    goals: Sequence[Goal],
+    directions: Floats,  # [F,k]
+) -> tuple[Floats, Floats]:
+    """Scores [O,N] of all candidates, and coordinates [N,k] less their mean.
+
+    The mean is taken off the products and not the features, which costs no pass over them: what
+    cancels then is rounded in float64, far below what float32 left of the features themselves.
+    """
+    N, (F, k) = len(ids), directions.shape
+    linear = {o: goal for o, goal in enumerate(goals) if isinstance(goal, FoldedObjective)}
+    rest = {o: goal for o, goal in enumerate(goals) if o not in linear}
+    templates = [goal.template[:, None] for goal in linear.values()]
+    matrix = np.concatenate([directions, np.ones((F, 1)), *templates], axis=1)
+    products, scores = np.empty((N, matrix.shape[1])), np.empty((len(goals), N))
+    pieces = None if rest else getattr(pool, "pieces", None)
+    step = N if pieces is not None else max(1, CHUNK_NUMBERS // F)
+    for start in range(0, N, step):
+        here = slice(start, min(start + step, N))
+        features = _features(pool, np.arange(N)[here], F) if pieces is None else pieces
+        multiplied(features, matrix, block_rows(min(step, N)), products[here])
+        _check_finite(products[here, k], ids[here])
+        for number, goal in rest.items():
+            scores[number, here] = goal.scores(features[:, :])
+    for column, (number, goal) in enumerate(linear.items(), start=k + 1):
+        scores[number] = products[:, column] + goal.offset
+    return scores, products[:, :k] - products[:, :k].mean(axis=0)
 
 
 def _check_goals(goals: Sequence[Goal]) -> None:
@@ -151,58 +185,71 @@ def _model(
     return ObjectiveModel(name, z, centre, spread, reading, adapt, own_share)
 
 
-def _sample(pool: Candidates, ids: tuple[str, ...], F: int, seed: int) -> Floats:
+def _sample(pool: Candidates, ids: tuple[str, ...], F: int, seed: int) -> Narrow:
     """Features [n,F] of some candidates."""
     N = len(ids)
     rows = np.arange(N)
     limit = max(2, min(SAMPLE, CHUNK_NUMBERS // F))
     if limit < N:
         rows = np.sort(np.random.default_rng(seed).choice(N, limit, replace=False))
-    return _checked(pool, rows, ids, F)
+    features = _features(pool, rows, F)
+    with np.errstate(invalid="ignore"):
+        sums = features.sum(axis=1, dtype=np.float64)
+    _check_finite(sums, [ids[row] for row in rows])
+    return features
 
 
 def _components(
-    sample: Floats,  # [n,F], used up
+    sample: Narrow,  # [n,F]
     count: int,
-) -> tuple[Floats, Floats]:
-    """Mean [F] and principal directions [F,<=count] of some candidates' features.
+) -> Floats:
+    """Principal directions [F,<=count] of some candidates' features.
 
     Through the matrix of their inner products, which is small however many features there are.
     """
     n, F = sample.shape
-    mean = sample.mean(axis=0)
-    sample -= mean
     count = min(count, n - 1, F)
     if count <= 0:
-        return mean, np.zeros((F, 0))
-    strengths, mixes = eigh(sample @ sample.T, subset_by_index=(n - count, n - 1))
+        return np.zeros((F, 0))
+    products, rounding = np.zeros((n, n)), 0.0
+    for _, mean, centred in _centred(sample):
+        products += centred @ centred.T
+        rounding += n * float(np.square(n * EPSILON * mean).sum())  # a mean is as far off at most
+    strengths, mixes = eigh(products, subset_by_index=(n - count, n - 1))
     strengths, mixes = strengths[::-1], mixes[:, ::-1]
-    kept = strengths > FLATTEST * max(float(strengths[0]), math.ulp(0.0))
-    return mean, sample.T @ (mixes[:, kept] / np.sqrt(strengths[kept]))
+    kept = strengths > max(FLATTEST * float(strengths[0]), rounding)
+    scaled = mixes[:, kept] / np.sqrt(strengths[kept])
+    directions = np.empty((F, scaled.shape[1]))
+    for columns, _, centred in _centred(sample):
+        np.matmul(centred.T, scaled, out=directions[columns])
+    return directions
+
+
+def _centred(sample: Narrow) -> Iterator[tuple[slice, Floats, Floats]]:  # [n,F]
+    """Some columns at a time, the mean [f] of each, and their features [n,f] less that."""
+    n, F = sample.shape
+    step = max(1, SAMPLE_BLOCK // n)
+    for begin in range(0, F, step):
+        columns = slice(begin, min(begin + step, F))
+        wide = sample[:, columns].astype(np.float64)
+        mean = wide.mean(axis=0)
+        wide -= mean
+        yield columns, mean, wide
 
 
 def _uncorrelated(coordinates: Floats, score: Floats) -> Floats:
-    """Coordinates [N,k] without their mean and without what `score` [N] tells, scaled together.
+    """Coordinates [N,k] without what `score` [N] tells, scaled together.
 
     None, [N,0], where the score tells all of them: what is left then is rounding.
     """
-    coordinates = coordinates - coordinates.mean(axis=0)
     before = float(coordinates.var(axis=0).sum())
-    coordinates -= np.outer(score, score @ coordinates / len(score))
+    told = np.einsum("n,nk->k", score, coordinates) / len(score)
+    coordinates = coordinates - np.outer(score, told)
     total = float(coordinates.var(axis=0).sum())
     return coordinates / math.sqrt(total) if total > FLATTEST * before else coordinates[:, :0]
 
 
-def _chunks(
-    pool: Candidates, ids: tuple[str, ...], F: int
-) -> Iterator[tuple[NDArray[np.int64], Floats]]:
-    step = max(1, CHUNK_NUMBERS // F)
-    for start in range(0, len(ids), step):
-        rows = np.arange(start, min(start + step, len(ids)))
-        yield rows, _checked(pool, rows, ids, F)
-
-
-def _checked(pool: Candidates, rows: NDArray[np.int64], ids: tuple[str, ...], F: int) -> Floats:
+def _features(pool: Candidates, rows: NDArray[np.int64], F: int) -> Narrow:
     features = np.asarray(pool.features(rows))
     if features.shape != (len(rows), F):
         raise BrainfastError(
@@ -211,11 +258,15 @@ def _checked(pool: Candidates, rows: NDArray[np.int64], ids: tuple[str, ...], F:
             got=f"{list(features.shape)}",
             remedy="fold the objective through the model that the pool was built with",
         )
-    wide: Floats = features.astype(np.float64)
-    bad = ~np.isfinite(wide).all(axis=1)
+    return features
+
+
+def _check_finite(sums: Floats, ids: Sequence[str]) -> None:
+    """Refuse features whose sum is not finite: no float32 numbers that are reach as far."""
+    bad = ~np.isfinite(sums)
     if bad.any():
-        name = ids[int(rows[int(np.argmax(bad))])]
         raise BrainfastError(
-            f"features of {name}", expected="finite numbers", got="NaN or infinity"
+            f"features of {ids[int(np.argmax(bad))]}",
+            expected="finite numbers",
+            got="NaN or infinity",
         )
-    return wide

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from ..errors import BrainfastError
 from ..objective import Objective
 from ..pool import Pool
+from ..pool_choice import Rows
 from ..pool_fill import flat_template, opened_with
 from ..target_pattern import TargetPattern
 from .candidates import Candidates, FoldedObjective
 from .design_build import Goal
 from .measured import Space
 from .pattern import FoldedPattern
+from .pool_product import Pieces
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -60,10 +62,30 @@ class PoolCandidates:
         """Features float32 [n,F] of some candidates."""
         return self._pool.rows.decoded(self._rows[rows])
 
+    @property
+    def pieces(self) -> Pieces:
+        """The same features [N,F] as `features[rows, columns]`, decoded as they are asked for."""
+        return _Decoded(self._pool.rows, self._rows)
+
     def asked(self, engine: Engine | None) -> tuple[Pool, Engine]:
         """The pool with its engine: this one, or its own."""
         pool = self._pool if engine is None else self._pool.with_engine(engine)
         return pool, opened_with(pool.engine, "objective")
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """Some rows of a pool's features, decoded piece by piece."""
+
+    stored: Rows
+    rows: NDArray[np.int64]
+
+    def __getitem__(self, piece: tuple[slice, slice]) -> Floats:
+        rows, columns = self.rows[piece[0]], piece[1]
+        part = Rows(self.stored.features[:, columns], self.stored.scale)
+        if rows[-1] - rows[0] == len(rows) - 1:  # none was removed: nothing is copied
+            return part.decoded(slice(int(rows[0]), int(rows[-1]) + 1))
+        return part.decoded(rows)
 
 
 def as_candidates(pool: Any, engine: Engine | None = None) -> Candidates:

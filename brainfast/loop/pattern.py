@@ -99,18 +99,18 @@ class FoldedPattern:
         """Vertices of a measurement."""
         return len(self.target)
 
-    def scores(self, features: Floats) -> Floats:  # [n,F] -> [n]
+    def scores(self, features: NDArray[np.float32]) -> Floats:  # [n,F] -> [n]
         """What the model expects of candidates: the pattern's score of its prediction."""
         found = np.empty(len(features))
         for start in range(0, len(features), self._at_once):
             rows = slice(start, start + self._at_once)
-            aligned = unflatten(self.head, features[rows].astype(np.float32))
+            aligned = unflatten(self.head, features[rows].astype(np.float32, copy=False))
             found[rows] = self.score.score(aligned)[:, 0]
         return found
 
     def reading(
         self,
-        sample: Floats,  # [n,F]
+        sample: NDArray[np.float32],  # [n,F]
         noise: Floats,  # [V]
         model_share: float,
     ) -> PatternReading:
@@ -119,7 +119,7 @@ class FoldedPattern:
         Of a sample whose predictions are too many to be held, some are left out, evenly.
         """
         some = sample[:: -(-len(sample) // self._at_once)]
-        aligned = unflatten(self.head, some.astype(np.float32))
+        aligned = unflatten(self.head, some.astype(np.float32, copy=False))
         predicted = self.head.readout(aligned).astype(np.float64)  # [n, known vertices]
         known = np.isfinite(self.target)
         target, part = self.target[known], noise[known]
