@@ -8,8 +8,6 @@
 // at different operations, ends the program.
 #pragma once
 
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -22,6 +20,8 @@
 #include <random>
 #include <utility>
 #include <vector>
+
+#include "fiber_stack.h"
 
 namespace emulator {
 
@@ -50,8 +50,7 @@ struct Copy {
 };
 
 struct Fiber {
-  ucontext_t context;
-  std::unique_ptr<char[]> stack;
+  FiberStack stack;
   Wait wait = Wait::none;
   Index thread;
   WarpOperation operation = nullptr;
@@ -68,16 +67,9 @@ struct Fiber {
 class Block {
  public:
   static constexpr int kWarp = 32;
-  // Small: a sanitizer goes over all of it at each switch.
-  static constexpr std::size_t kStack = 32 * 1024;
-
   Block(int grid, int threads, std::size_t shared) : shared_bytes_(shared), fibers_(threads) {
     grid_.x = grid;
     size_.x = threads;
-    for (Fiber& fiber : fibers_) {
-      fiber.stack = std::make_unique_for_overwrite<char[]>(kStack);
-      std::memset(fiber.stack.get(), kUntouched, kUntouchedBytes);
-    }
   }
 
   static Block& current() { return *running(); }
@@ -93,9 +85,7 @@ class Block {
     while (step()) {
     }
     for (const Fiber& fiber : fibers_) {
-      for (int i = 0; i < kUntouchedBytes; ++i) {
-        if (fiber.stack[i] != kUntouched) stop("a thread has used up its stack");
-      }
+      if (fiber.stack.used_up()) stop("a thread has used up its stack");
     }
   }
 
@@ -115,9 +105,6 @@ class Block {
   }
 
  private:
-  static constexpr char kUntouched = 0x5A;
-  static constexpr int kUntouchedBytes = 64;
-
   static Block*& running() {
     static Block* block = nullptr;
     return block;
@@ -134,16 +121,12 @@ class Block {
     fiber.thread.x = thread;
     fiber.copies.clear();
     fiber.copy_group = 0;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, enter, 0);
+    fiber.stack.begin(enter);
   }
 
   void pause(Wait wait) {
     fiber_->wait = wait;
-    swapcontext(&fiber_->context, &scheduler_);
+    fiber_->stack.leave();
   }
 
   // Runs one warp after another up to its next barrier, so that none waits for a barrier that is
@@ -171,7 +154,7 @@ class Block {
     std::vector<int> order(count);
     std::iota(order.begin(), order.end(), 0);
     if (schedule.shuffle_threads) {
-      std::shuffle(order.begin(), order.end(), std::mt19937(schedule.shuffle_threads++));
+      std::shuffle(order.begin(), order.end(), std::minstd_rand(schedule.shuffle_threads++));
     }
     return order;
   }
@@ -182,7 +165,7 @@ class Block {
       Fiber& fiber = fibers_[warp * kWarp + lane];
       if (fiber.wait != Wait::none) continue;
       fiber_ = &fiber;
-      swapcontext(&scheduler_, &fiber.context);
+      fiber.stack.resume();
       moved = true;
     }
     return moved;
@@ -206,7 +189,6 @@ class Block {
   std::size_t shared_bytes_;
   std::unique_ptr<unsigned char[]> shared_;
   const std::function<void()>* kernel_ = nullptr;
-  ucontext_t scheduler_;
   std::vector<Fiber> fibers_;
   Fiber* fiber_ = nullptr;
 };
