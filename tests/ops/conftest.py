@@ -34,6 +34,14 @@ OPERATORS = [
 FORCED = os.environ.get("BRAINFAST_ISA")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what takes every instruction set in turn, and what runs kernels of CUDA."""
+    for item in items:
+        takes_all = "isa" in getattr(item, "fixturenames", ()) or "cuda" in item.path.stem
+        if takes_all and item.path.parent == Path(__file__).parent:
+            item.add_marker("any_isa")
+
+
 @pytest.fixture(params=[isa for isa in _C.supported_isas() if FORCED in (None, isa)])
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every instruction set that this machine runs, in turn; the forced one alone if there is."""
