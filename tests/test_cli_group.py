@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import command_line
 from brainfast.analysis.scores import Scores
 from brainfast.boundary import UsageError, explain
 from brainfast.card import Card
@@ -28,15 +27,9 @@ RUN = ("--recipe", "demo", "--steps", "4", "--batch", "8", "--device", "cpu", "-
 TRAIN = (*TRUNK, *RUN)
 
 
-def brainfast(*arguments: Any, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", "from brainfast.cli import main; main()", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert not check or done.returncode == 0, done.stderr[-2000:]
+def brainfast(*arguments: Any, check: bool = True) -> command_line.Answer:
+    done = command_line.brainfast(*arguments)
+    assert not check or done.code == 0, done.err[-2000:]
     return done
 
 
@@ -50,14 +43,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def model(folders: list[Path]) -> Path:
     out = folders[0].parent / "blobgpt"
-    done = brainfast("train", *folders, "--out", out, "--model", "blobgpt", *TRAIN)
-    assert "3 subjects: median R2" in done.stdout
+    options = ("train", *folders, "--out", out, "--model", "blobgpt", *TRAIN)
+    process = command_line.start(*options, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    told, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors[-2000:]
+    assert "3 subjects: median R2" in told
     return out
 
 
 def test_evaluate_prints_every_subject_and_their_median(model: Path, folders: list[Path]) -> None:
     done = brainfast("evaluate", model, *folders, "--json", "--quiet")
-    found = json.loads(done.stdout)
+    found = json.loads(done.out)
     assert set(found["subjects"]) == {"subj01", "subj02", "subj03"}
     assert found["subjects"]["subj02"]["rois"]
     assert isinstance(found["summary"]["r2_median"], float)
@@ -71,10 +67,10 @@ def test_the_group_is_scored_without_subject_maps_and_drawn(
     shutil.copytree(model, copy)
     draw = ("map", copy, "--what", "r2", "--out", tmp_path / "map.png", "--subject")
     early = brainfast(*draw, "group", check=False)
-    assert early.returncode == 2
-    assert "--subject group' first" in early.stderr
+    assert early.code == 2
+    assert "--subject group' first" in early.err
     done = brainfast("evaluate", copy, *folders[:2], "--subject", "group", "--json", "--quiet")
-    found = json.loads(done.stdout)
+    found = json.loads(done.out)
     assert list(found["subjects"]) == ["group/subj01", "group/subj02"]
     card = Card.read(copy)
     kept = {
@@ -98,10 +94,10 @@ def test_the_group_is_scored_without_subject_maps_and_drawn(
     for column, value in enumerate(mean.values):
         assert value == pytest.approx(np.mean(expected.get(column, [np.nan])), nan_ok=True)
     for subject in ("group", "group/subj01", "subj03"):
-        assert brainfast(*draw, subject).stdout.strip() == str(tmp_path / "map.png")
+        assert brainfast(*draw, subject).out.strip() == str(tmp_path / "map.png")
     late = brainfast(*draw, "group/subj03", check=False)
-    assert late.returncode == 2
-    assert "without subject maps" in late.stderr
+    assert late.code == 2
+    assert "without subject maps" in late.err
 
 
 def test_some_subjects_are_scored(model: Path, folders: list[Path], tmp_path: Path) -> None:
@@ -109,7 +105,7 @@ def test_some_subjects_are_scored(model: Path, folders: list[Path], tmp_path: Pa
     shutil.copytree(model, copy)
     shutil.rmtree(copy / "scores")
     arguments = ("evaluate", copy, *folders, "--subject", "subj03,subj01", "--json", "--quiet")
-    assert list(json.loads(brainfast(*arguments).stdout)["subjects"]) == ["subj03", "subj01"]
+    assert list(json.loads(brainfast(*arguments).out)["subjects"]) == ["subj03", "subj01"]
     assert sorted(p.name for p in (copy / "scores/heldout").iterdir()) == ["subj01", "subj03"]
 
 
@@ -117,12 +113,12 @@ def test_predict_answers_for_one_subject_several_and_the_group(
     model: Path, folders: list[Path], tmp_path: Path
 ) -> None:
     image = sorted((folders[0] / "training_split" / "training_images").iterdir())[0]
-    one = json.loads(brainfast("predict", model, image, "--subject", "subj02", "--json").stdout)
+    one = json.loads(brainfast("predict", model, image, "--subject", "subj02", "--json").out)
     assert str(image) in one["subj02"]
     both = brainfast(
         "predict", model, image, "--subject", "subj01,group", "--out", tmp_path / "maps"
     )
-    assert both.stdout.count(str(image)) == 2
+    assert both.out.count(str(image)) == 2
     files = {str(p.relative_to(tmp_path / "maps")) for p in (tmp_path / "maps").rglob("*.gii")}
     assert files == {
         f"{name}/{image.stem}_hemi-{side}.func.gii" for name in ("subj01", "group") for side in "LR"
@@ -155,7 +151,7 @@ def test_adapt_adds_a_subject(folders: list[Path]) -> None:
     shutil.copytree(folders[2], again)
     grown = pair.with_name("grown")
     done = brainfast("adapt", pair, again, "--out", grown, "--trials", 16, "--quiet")
-    assert "model:" in done.stdout
+    assert "model:" in done.out
     assert list(json.loads((grown / "config.json").read_text())["subjects"]) == [
         "subj01",
         "subj02",

@@ -1,12 +1,16 @@
 // A stack of its own for a function that stops in its midst and goes on later.
 #pragma once
 
-#include <sanitizer/asan_interface.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
+
+#if __has_include(<sanitizer/asan_interface.h>)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes)
+#endif
 
 #if defined(__x86_64__) && defined(__ELF__)
 #define EMULATOR_SWITCHES_STACKS
