@@ -154,7 +154,9 @@ class Block {
     std::vector<int> order(count);
     std::iota(order.begin(), order.end(), 0);
     if (schedule.shuffle_threads) {
-      std::shuffle(order.begin(), order.end(), std::minstd_rand(schedule.shuffle_threads++));
+      // Seeds far apart: the first number of neighbouring ones is nearly the same.
+      const unsigned seed = 2654435761u * schedule.shuffle_threads++;
+      std::shuffle(order.begin(), order.end(), std::minstd_rand(seed));
     }
     return order;
   }
