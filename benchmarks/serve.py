@@ -1,6 +1,7 @@
 """Latency of a server under load, its memory over time, and what survives its worst days.
 
-python benchmarks/serve.py [--quick] [--soak SECONDS] [--only faults,load,soak] [--out FILE]
+python benchmarks/serve.py [--quick] [--runtime torch] [--soak SECONDS] [--only faults,load,soak]
+    [--out FILE]
 python benchmarks/serve_table.py
 """
 
@@ -203,11 +204,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write the JSON, and print; then a RuntimeError if a log is not what it must be."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, seconds")
+    parser.add_argument("--runtime", choices=("compile", "torch"), default="compile")
     parser.add_argument("--soak", type=float, default=600.0)
     parser.add_argument("--only", type=_parts, default=PARTS, metavar=",".join(PARTS))
     parser.add_argument("--out", type=Path, default=RESULT)
     chosen = parser.parse_args(arguments)
-    plan = Plan(WHOLE, "compile", WHOLE_CASES, 78.0, TR_S, chosen.soak)
+    plan = Plan(WHOLE, chosen.runtime, WHOLE_CASES, 78.0, TR_S, chosen.soak)
     if chosen.quick:
         plan = Plan(QUICK, "torch", QUICK_CASES, 0.5, 0.1, min(chosen.soak, 2.0))
     with tempfile.TemporaryDirectory() as work:

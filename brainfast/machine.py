@@ -5,10 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import platform
-import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 # In the source folder, where nvcc is: what a build without them is told.
@@ -32,20 +30,6 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def step_back(levels: int = 10) -> None:
-    """Lower the priority of the calling thread, and of threads that it will start, by nice levels.
-
-    Others of the process, and of the user, then get a core at once where these compute. On Linux,
-    where a thread has a priority of its own; nothing happens elsewhere.
-    """
-    if sys.platform != "linux":
-        return
-    thread = threading.get_native_id()
-    with suppress(OSError):  # forbidden by a sandbox: it costs others some milliseconds
-        now = os.getpriority(os.PRIO_PROCESS, thread)
-        os.setpriority(os.PRIO_PROCESS, thread, min(19, now + levels))
 
 
 def available_memory() -> int:

@@ -74,7 +74,7 @@ class TorchRuntime:
         if self.precision == "bf16" and self.device.type == "cpu":
             from .packed_linear import packed
 
-            self.trunk = packed(self.trunk, copied=self.trunk is not trunk)
+            self.trunk = packed(self.trunk, own=self.trunk is not trunk)
         self._torch: Any = torch
         self._strict = strict_fp32
         self._size = trunk.config.size

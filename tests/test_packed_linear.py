@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import timm
@@ -37,7 +39,7 @@ def test_a_packed_trunk_is_as_exact_as_autocast(name):
     with torch.no_grad():
         exact = trunk(pixels)
         plain, ours = place_trunk(trunk, torch.device("cpu"), "bf16"), TorchRuntime(trunk, "bf16")
-        assert ours.trunk is not plain
+        assert bool(of_type(ours.trunk)) == bool(of_type(trunk, torch.nn.Linear))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             usual = plain(pixels).map(lambda array: array.float())
     for got, want, true in zip(
@@ -71,11 +73,37 @@ def test_only_a_gelu_that_is_one_is_fused():
         assert packed_linear._gelu_of(mlp) == expected
 
 
+def test_layers_that_stand_in_two_places_or_are_listened_to_are_left_alone():
+    trunk, heard = make(), []
+    blocks = trunk.model.blocks
+    blocks[1].mlp = blocks[0].mlp
+    blocks[1].attn.proj = blocks[0].attn.proj
+    blocks[2].mlp.fc1.register_forward_hook(lambda *_: heard.append("fc1"))
+    blocks[2].attn.qkv.register_forward_pre_hook(lambda *_: heard.append("qkv"))
+    blocks[0].mlp.act.register_forward_hook(lambda *_: heard.append("act"))
+    runtime, pixels = TorchRuntime(trunk, "bf16"), pixels_for(trunk)
+    plain = of_type(runtime.trunk, torch.nn.Linear)
+    called = {name.removeprefix("model.blocks.") for name in plain if int(name.split(".")[2]) < 3}
+    assert called == {"0.attn.proj", "2.mlp.fc1", "2.attn.qkv"}
+    heard.clear()
+    got = runtime(pixels)
+    assert set(heard) == {"act", "fc1", "qkv"}
+    assert rms(arrays(got)[1] - arrays(trunk(torch.from_numpy(pixels)))[1]) < 0.02
+
+
+def test_a_packed_trunk_is_copied_and_packed_again():
+    trunk, pixels = make(), pixels_for(make())
+    first = TorchRuntime(trunk, "bf16")
+    for other in (TorchRuntime(first.trunk, "bf16"), TorchRuntime(copy.deepcopy(trunk), "bf16")):
+        for got, want in zip(arrays(other(pixels)), arrays(first(pixels)), strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
 def test_a_trunk_that_is_not_a_copy_stays_as_it_is():
     trunk = place_trunk(make(), torch.device("cpu"), "bf16")
-    assert of_type(packed(trunk, copied=False))
+    assert of_type(packed(trunk, own=False))
     assert not of_type(trunk)
-    assert of_type(packed(trunk, copied=True))
+    assert of_type(packed(trunk, own=True))
     assert of_type(trunk)
 
 
@@ -112,10 +140,17 @@ def test_operators_that_answer_otherwise_are_not_used(monkeypatch, wrong):
         packed_linear.can_pack.cache_clear()
 
 
-def test_asking_draws_no_random_numbers():
-    before = torch.get_rng_state()
-    packed_linear.can_pack.cache_clear()
-    assert packed_linear.can_pack()
+def test_asking_draws_no_random_numbers_and_minds_no_setting_of_the_caller():
+    before, usual = torch.get_rng_state(), torch.get_default_dtype()
+    try:
+        for dtype in (torch.float32, torch.float64):
+            torch.set_default_dtype(dtype)
+            for enabled in (False, True):
+                packed_linear.can_pack.cache_clear()
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                    assert packed_linear.can_pack()
+    finally:
+        torch.set_default_dtype(usual)
     assert torch.equal(torch.get_rng_state(), before)
 
 

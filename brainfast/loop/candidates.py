@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,28 @@ class Candidates(Protocol):
     def features(self, rows: NDArray[np.int64]) -> Floats:
         """Features float32 [n,F] of some candidates."""
         ...
+
+
+class Pieces(Protocol):
+    """Features float32 [N,F] that are made as they are asked for, from several threads at once.
+
+    A class of candidates that has them as its own property `pieces` is asked for these instead of
+    `features` where a design goes through the whole pool.
+    """
+
+    def __getitem__(self, piece: tuple[slice, slice], /) -> NDArray[np.floating[Any]]: ...
+
+
+def pieces_of(pool: Candidates) -> Pieces | None:
+    """Those of a pool whose very class has them.
+
+    Of one that passes on what it does not know, or that inherits them and has `features` of its
+    own, they may be of other candidates.
+    """
+    if "pieces" not in vars(type(pool)):
+        return None
+    pieces: Pieces = cast(Any, pool).pieces
+    return pieces
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from ..errors import BrainfastError
-from .candidates import Candidates, FoldedObjective, check_candidates
+from .candidates import Candidates, FoldedObjective, check_candidates, pieces_of
 from .design import OWN_SHARE, Design, ObjectiveModel, Reading
 from .measured import Space, vertex_noise
 from .pool_product import block_rows, multiplied, one_blas_thread
@@ -105,7 +105,7 @@ def _numbers(
     templates = [goal.template[:, None] for goal in linear.values()]
     matrix = np.concatenate([directions, np.ones((F, 1)), *templates], axis=1)
     products, scores = np.empty((N, matrix.shape[1])), np.empty((len(goals), N))
-    pieces = None if rest else getattr(pool, "pieces", None)
+    pieces = None if rest else pieces_of(pool)
     step = N if pieces is not None else max(1, CHUNK_NUMBERS // F)
     for start in range(0, N, step):
         here = slice(start, min(start + step, N))

@@ -18,11 +18,10 @@ from ..pool import Pool
 from ..pool_choice import Rows
 from ..pool_fill import flat_template, opened_with
 from ..target_pattern import TargetPattern
-from .candidates import Candidates, FoldedObjective
+from .candidates import Candidates, FoldedObjective, Pieces
 from .design_build import Goal
 from .measured import Space
 from .pattern import FoldedPattern
-from .pool_product import Pieces
 
 if TYPE_CHECKING:
     from ..engine import Engine

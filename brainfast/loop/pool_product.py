@@ -6,13 +6,13 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from ..machine import usable_cores
+from .candidates import Pieces
 
 Floats = NDArray[np.float64]
 
@@ -21,12 +21,6 @@ TILE = 16  # rows and columns that BLAS takes together, or a multiple of them
 AT_ONCE = 1 << 22  # features that a thread goes through before it asks for more
 MOST_THREADS = 8
 _BLAS = threading.Lock()
-
-
-class Pieces(Protocol):
-    """Features float32 [N,F] that are made as they are asked for, from several threads at once."""
-
-    def __getitem__(self, piece: tuple[slice, slice], /) -> NDArray[np.float32]: ...
 
 
 @contextmanager
@@ -42,7 +36,7 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def block_rows(count: int) -> int:
-    """Rows of a block where so many candidates are multiplied at a time: there are two at least."""
+    """Rows of a block where so many are multiplied at a time: two blocks, or one of few rows."""
     return min(ROWS, _tiled(-(-count // 2)))
 
 

@@ -12,10 +12,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _C
 from ..engine import Engine
 from ..group_engine import GroupEngine
-from ..machine import step_back, usable_cores
+from ..machine import usable_cores
 from ..pool_fill import Projection
 from .lane import Clock, Lane, Place, within
 from .limits import Limits
@@ -66,8 +65,7 @@ class EngineLane:
     `limits.images` images; of several subjects all that are asked for are read out of one trunk
     pass. Where a batch fails, each of its requests is tried alone, so that nobody is refused for
     another's images. Files are decoded on threads of their own before that, where there is room
-    for their pixels beside those of all others that wait. All these threads stand back for those of
-    sessions, which compute little and are waited for within milliseconds.
+    for their pixels beside those of all others that wait.
 
     Whether an answer's bits depend on what it was batched with is the trunk runtime's to say: those
     of "compile" do not, it runs image by image; torch, ONNX Runtime and TensorRT, and a GPU's head,
@@ -89,9 +87,7 @@ class EngineLane:
         self._folded = FoldedCache()
         self._room = Room(HELD * limits.pixels)
         threads = min(4, usable_cores())
-        self._decoders = ThreadPoolExecutor(
-            threads, thread_name_prefix="brainfast-decode", initializer=step_back
-        )
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="brainfast-decode")
         self._lane: Lane[Wish | None] = Lane(
             "engine",
             limits.waiting,
@@ -99,7 +95,6 @@ class EngineLane:
             joins=self._joins,
             clock=clock,
             changed=changed,
-            first=_behind_sessions,
             dropped=_release,
         )
 
@@ -247,12 +242,6 @@ class EngineLane:
             found = self._engine.predict(images, subjects=subjects, batch_size=batch)
             return {subject: response.values for subject, response in found.items()}
         return {"": self._engine.predict(images, batch_size=batch).values}
-
-
-def _behind_sessions() -> None:
-    """Stand back, but for the threads of the kernels, which sessions and the pool share."""
-    _C.num_threads()  # starts them
-    step_back()
 
 
 def _release(wish: Wish | None) -> None:

@@ -55,6 +55,6 @@ def starting() -> Refusal:
         "server",
         expected="a loaded engine",
         got="one that is being loaded",
-        remedy="ask again when /readyz answers 200",
+        remedy="ask again in a second",
         retry_after_s=RETRY_S,
     )

@@ -72,9 +72,8 @@ class Lane(Generic[P]):
 
     room: how many may wait; work: answers the payloads of a batch, each by what it asked for or an
     exception; joins: whether a waiting job goes with a batch (none does without); changed: called
-    on the lane's thread when a batch begins, and when it ends, before anybody is answered; first,
-    last: called there when the thread starts and when the lane ends; dropped: called, on any
-    thread, with what is never begun.
+    on the lane's thread when a batch begins, and when it ends, before anybody is answered; last:
+    called there when the lane ends; dropped: called, on any thread, with what is never begun.
     """
 
     def __init__(
@@ -86,14 +85,13 @@ class Lane(Generic[P]):
         joins: Callable[[P, Sequence[P]], bool] | None = None,
         clock: Clock = time.monotonic,
         changed: Callable[[], None] = _nothing,
-        first: Callable[[], None] = _nothing,
         last: Callable[[], None] = _nothing,
         dropped: Callable[[P], None] | None = None,
     ) -> None:
         self.name, self.room = name, room
         self._dropped = dropped
         self._work, self._joins, self._clock = work, joins, clock
-        self._changed, self._first, self._last = changed, first, last
+        self._changed, self._last = changed, last
         self._condition = threading.Condition()
         self._queue: deque[Job[P]] = deque()
         self._running: list[Job[P]] = []
@@ -227,7 +225,6 @@ class Lane(Generic[P]):
                 self._drop(job)
 
     def _run(self) -> None:
-        self._told(self._first)
         while self._do_next():
             pass
         self._told(self._last)

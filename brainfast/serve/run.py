@@ -88,7 +88,7 @@ def run(plan: Plan) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP, then deliver what was begun and return.
 
     Sockets are bound first, so that an address that is taken is a BrainfastError before the engine
-    is loaded; from then on /healthz answers, and all else is "starting". A second signal ends the
+    is loaded; until it is, /healthz answers, and all else is "starting". A second signal ends the
     process at once.
     """
     check_addresses(plan.http, plan.zmq, plan.token)
@@ -120,8 +120,6 @@ async def _serve(plan: Plan) -> None:
         if loaded is None:
             return
         service = _service(plan, *loaded)
-        if zmq is not None:
-            zmq.service = service
         app = _app(plan, service)
         await ending.enter_async_context(app.router.lifespan_context(app))
         if http is not None:  # the last answers are written on threads that end with the lifespan
@@ -129,6 +127,8 @@ async def _serve(plan: Plan) -> None:
         ending.push_async_callback(service.drain)
         ending.enter_context(loaded_uncollected())  # a collection of it all would stop a choice
         gate.open(app)
+        if zmq is not None:
+            zmq.service = service
         await _unless(stop, service.start())
         if not stop.is_set():
             _log.info("ready after %.1f s", time.perf_counter() - start)

@@ -265,6 +265,7 @@ class Service:
 
         warm: whether it needs the engine, and waits for its warm-up.
         """
+        self._loop = self._loop or asyncio.get_running_loop()  # it may not have been started yet
         state = self.state
         if state in ("draining", "closed"):
             raise draining()

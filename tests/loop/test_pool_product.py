@@ -103,11 +103,23 @@ def test_the_number_of_blas_threads_is_put_back() -> None:
     with threadpool_limits(2, user_api="blas"):
         before = threadpool_info()
         designed(features(24, 10))
-        broken = features(24, 10)
-        broken[3, 2] = np.nan
-        with pytest.raises(BrainfastError):
-            designed(broken)
         assert threadpool_info() == before
+        with pytest.raises(OSError, match="a disk"):
+            multiplied(Unreadable(), np.ones((10, 3)), 16, np.empty((24, 3)))
+        assert threadpool_info() == before
+        designed(features(24, 10))  # the lock is free
+
+
+class Unreadable:
+    """Features on a disk that fails."""
+
+    def __getitem__(self, piece: tuple[slice, slice]) -> np.ndarray:
+        assert {info["num_threads"] for info in threadpool_info() if is_openblas(info)} == {1}
+        raise OSError("a disk")
+
+
+def is_openblas(info: dict) -> bool:
+    return info["internal_api"] == "openblas"
 
 
 @dataclass
@@ -196,3 +208,36 @@ def test_a_pool_and_its_features_in_memory_have_one_design(
             expected = one.centre + one.spread * one.z[:, 1]
             goal = goals[whole.models.index(one)]
             np.testing.assert_allclose(goal.scores(array.values), expected, atol=1e-5)
+
+
+def test_other_candidates_on_top_of_a_pool_have_the_features_they_say(
+    make_engine: Any, candidates: Path, tmp_path: Path
+) -> None:
+    """One that passes the rest on, and one that inherits it."""
+
+    class Backwards:
+        def __init__(self, pool: PoolCandidates) -> None:
+            self.pool, self.ids = pool, pool.ids[::-1]
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.pool, name)
+
+        def __len__(self) -> int:
+            return len(self.pool)
+
+        def features(self, rows: np.ndarray) -> np.ndarray:
+            return self.pool.features(len(self) - 1 - rows)
+
+    class Doubled(PoolCandidates):
+        def features(self, rows: np.ndarray) -> np.ndarray:
+            return 2 * super().features(rows)
+
+    engine = make_engine("blobgpt")
+    made = Pool.build(engine, candidates, path=tmp_path / "p")
+    pool = PoolCandidates(made)
+    goals = folded("FFA", pool, engine)
+    for other in (Backwards(pool), Doubled(made)):
+        array = ArrayCandidates(other.features(np.arange(len(pool))), other.ids)
+        expected, found = (build_design(one, goals).models[0] for one in (array, other))
+        assert found.centre == pytest.approx(expected.centre)
+        np.testing.assert_allclose(found.z, expected.z, atol=1e-6)

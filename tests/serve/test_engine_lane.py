@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,9 +10,7 @@ import pytest
 
 from brainfast.errors import BrainfastError
 from brainfast.objective import Objective
-from brainfast.serve import engine_lane
 from brainfast.serve.engine_lane import warm_batches
-from brainfast.serve.lane import Lane, each
 from brainfast.serve.scoring import FoldedCache, fold, reads_features
 from brainfast.serve.service import Service
 from serve_world import (
@@ -60,30 +54,6 @@ async def test_warms_up_every_size() -> None:
     assert served.state == "ready"
     assert warm_batches(1) == (1,)
     assert warm_batches(32) == (1, 2, 4, 8, 16, 32)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
-@on_loop
-async def test_the_engine_and_the_decoders_stand_back_for_the_sessions(monkeypatch: Any) -> None:
-    def nice() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def noting(*given: Any, **options: Any) -> Any:
-            levels[name] = nice() - usual
-            return call(*given, **options)
-
-        return noting
-
-    usual, levels = nice(), {}
-    served = await started()
-    monkeypatch.setattr(served.engine, "predict", noted("engine", served.engine.predict))
-    monkeypatch.setattr(engine_lane, "decoded", noted("decoder", engine_lane.decoded))
-    await served.predict([file(1)])
-    assert levels == {"engine": 10, "decoder": 10}
-    assert nice() == usual
-    pool = Lane("other", 1, each)
-    assert await pool.call(nice, 5.0) == usual
 
 
 @pytest.mark.parametrize("kind", ["blobgpt", "factortopy"])

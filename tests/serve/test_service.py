@@ -199,6 +199,20 @@ async def test_a_warm_up_that_fails_is_no_start() -> None:
 
 
 @on_loop
+async def test_a_session_of_a_server_that_was_not_started_is_counted_and_closed(
+    tmp_path: Path,
+) -> None:
+    served = service(logs=tmp_path, candidates=pool())
+    await served.open_session("run", asked())
+    shown = await served.next("run", 0)
+    await served.close_session("run")
+    await served.open_session("run", asked(resume=True))
+    assert (await served.next("run", 0)).image == shown.image
+    assert b'choices_total{late="false",source="fresh"} 1.0' in served.metrics.text()
+    await served.drain()
+
+
+@on_loop
 async def test_a_session_goes_on_before_the_engine_is_warm(tmp_path: Path) -> None:
     first = service(logs=tmp_path, candidates=pool())
     await first.start()

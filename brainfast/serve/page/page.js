@@ -29,7 +29,7 @@ const map = new ResponseMap();
 // Shape, word and explanation of a state.
 const STATES = {
   connecting: ["\u25cc", "connecting", ""],
-  starting: ["\u25d4", "starting", "The server warms up and takes no request yet."],
+  starting: ["\u25d4", "starting", "The engine warms up. Sessions go on; new images are refused yet."],
   ready: ["\u25cf", "ready", ""],
   stalled: ["\u25b2", "stalled", "A prediction takes too long. New images are refused; sessions go on."],
   draining: ["\u25bc", "draining", "The server is ending. It takes nothing new."],
