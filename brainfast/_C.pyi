@@ -245,6 +245,24 @@ def score_topk(
     screen: bool = True,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...  # [O,k], [O,k]
 
+class ScoreTopkPlan:
+    def __init__(
+        self,
+        pool: NDArray[np.float32] | NDArray[np.uint16] | NDArray[np.int8],  # [N,F]
+        scale: NDArray[np.float32] | None = None,  # [N], with int8 alone
+    ) -> None: ...
+    def run(
+        self,
+        templates: NDArray[np.float32] | NDArray[np.uint16],  # [O,F]
+        k: int,
+        exclude: NDArray[np.bool_] | None = None,  # [N]
+        *,
+        isa: str = "",
+        screen: bool = True,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...  # [O,k], [O,k]
+    @property
+    def nbytes(self) -> int: ...
+
 class CudaFactorReadout:
     """In builds with CUDA alone. Memory is (address, bytes); arrays are addresses on `device`."""
 

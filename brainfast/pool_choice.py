@@ -7,6 +7,7 @@ import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,10 @@ class Rows:
     features: npt.NDArray[Any]  # [N,F]
     scale: npt.NDArray[np.float32] | None  # [N]
 
+    @cached_property
+    def _plan(self) -> _C.ScoreTopkPlan:
+        return _C.ScoreTopkPlan(self.features, self.scale)
+
     def stored(self, rows: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
         """Some rows as they lie in the file."""
         found = {"features": self.features[rows]}
@@ -50,7 +55,7 @@ class Rows:
     ) -> list[list[tuple[int, float]]]:
         """(row, score) of the k best of every template, best first; fewer where fewer have a
         finite score. The features are read once."""
-        scores, rows = _C.score_topk(self.features, templates, k, exclude, scale=self.scale)
+        scores, rows = self._plan.run(templates, k, exclude)
         return [
             [(row, score) for row, score in zip(*pair, strict=True) if row >= 0]
             for pair in zip(rows.tolist(), scores.tolist(), strict=True)

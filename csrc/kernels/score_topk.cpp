@@ -12,6 +12,7 @@
 #include "packed_panels.h"
 #include "score_topk_best.h"
 #include "score_topk_kernels.h"
+#include "score_topk_rounded.h"
 #include "score_topk_scores.h"
 #include "score_topk_screen.h"
 #include "score_topk_templates.h"
@@ -104,7 +105,8 @@ const ScreenKernels& screen_kernels_of([[maybe_unused]] FeatureKind kind,
 class Scoring {
  public:
   Scoring(const CandidatePool& pool, const TemplateRows& templates, std::int64_t k, Isa isa,
-          const Roundings& roundings, ThreadPool& threads, Scratch& scratch)
+          const Roundings& roundings, const RoundedPool* rounded, ThreadPool& threads,
+          Scratch& scratch)
       : pool_(pool),
         objectives_(templates.objectives),
         k_(k),
@@ -113,8 +115,10 @@ class Scoring {
         rows_(rows_of_task(kernels_of(pool.kind, isa).max_rows, roundings.count > 0)),
         most_possible_(rows_ * objectives_ / kPairsOfPossible) {
     for (; levels_ < roundings.count; ++levels_) {
-      const ScreenKernels& kernels = screen_kernels_of(pool.kind, roundings.kinds[levels_]);
-      screens_[levels_].emplace(pool, templates, kernels, rows_, threads.size());
+      const Rounding rounding = roundings.kinds[levels_];
+      screens_[levels_].emplace(pool, templates, screen_kernels_of(pool.kind, rounding),
+                                rounding == Rounding::int8 ? rounded : nullptr, rows_,
+                                threads.size());
     }
     place_shared(scratch);
     place_work(scratch);
@@ -298,7 +302,37 @@ void score_topk(const CandidatePool& pool, const TemplateRows& templates, std::i
   const auto threads = shared_pool();
   BorrowedScratch scratch(threads->shelf());
   const Roundings roundings = screen ? roundings_of(pool, templates, k, isa) : Roundings{};
-  Scoring(pool, templates, k, isa, roundings, *threads, *scratch).run(scores, indices);
+  Scoring(pool, templates, k, isa, roundings, nullptr, *threads, *scratch).run(scores, indices);
+}
+
+ScoreTopkPlan::ScoreTopkPlan(const CandidatePool& pool) : pool_(pool) { pool_.exclude = nullptr; }
+ScoreTopkPlan::~ScoreTopkPlan() = default;
+
+void ScoreTopkPlan::run(const TemplateRows& templates, std::int64_t k, const std::uint8_t* exclude,
+                        float* scores, std::int64_t* indices, Isa isa, bool screen) {
+  if (k == 0 || templates.objectives == 0) return;
+  CandidatePool pool = pool_;
+  pool.exclude = exclude;
+  const auto threads = shared_pool();
+  BorrowedScratch scratch(threads->shelf());
+  const Roundings roundings = screen ? roundings_of(pool, templates, k, isa) : Roundings{};
+  const bool keeps = roundings.count > 0 && pool.kind != FeatureKind::int8;
+  const RoundedPool* const rounded = keeps ? this->rounded(*threads) : nullptr;
+  Scoring(pool, templates, k, isa, roundings, rounded, *threads, *scratch).run(scores, indices);
+}
+
+const RoundedPool* ScoreTopkPlan::rounded(ThreadPool& threads) {
+  std::call_once(once_, [&] {
+    const ScreenKernels& kernels = screen_kernels_of(pool_.kind, Rounding::int8);
+    kept_ = std::make_unique<const RoundedPool>(pool_, kernels, threads);
+    rounded_ = kept_.get();
+  });
+  return rounded_;
+}
+
+std::int64_t ScoreTopkPlan::bytes() const {
+  const RoundedPool* const rounded = rounded_;
+  return rounded ? rounded->bytes() : 0;
 }
 
 }  // namespace brainfast

@@ -7,7 +7,10 @@
 // where fewer than k are left, score -inf and index -1 stand in for them.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <string>
 
 #include "../runtime/cpu_features.h"
@@ -44,5 +47,34 @@ bool can_screen(const std::string& wanted);
 void score_topk(const CandidatePool& pool, const TemplateRows& templates, std::int64_t k,
                 float* scores /* [O,k] */, std::int64_t* indices /* [O,k] */, Isa isa,
                 bool screen = false);
+
+class RoundedPool;
+class ThreadPool;
+
+// A pool that is asked again and again. The first call that screens rounds it, into a byte a
+// feature that later ones read in its place; a pool of int8 is read as it is.
+class ScoreTopkPlan {
+ public:
+  // `pool` must not change while the plan lives; its `exclude` is not looked at.
+  explicit ScoreTopkPlan(const CandidatePool& pool);
+  ~ScoreTopkPlan();
+
+  // As `score_topk`; from several threads at once too.
+  void run(const TemplateRows& templates, std::int64_t k, const std::uint8_t* exclude /* [N] */,
+           float* scores /* [O,k] */, std::int64_t* indices /* [O,k] */, Isa isa,
+           bool screen = false);
+
+  const CandidatePool& pool() const { return pool_; }
+  // Of what is kept beside the pool.
+  std::int64_t bytes() const;
+
+ private:
+  const RoundedPool* rounded(ThreadPool& threads);
+
+  CandidatePool pool_;
+  std::once_flag once_;
+  std::unique_ptr<const RoundedPool> kept_;
+  std::atomic<const RoundedPool*> rounded_{nullptr};
+};
 
 }  // namespace brainfast

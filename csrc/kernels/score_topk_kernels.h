@@ -86,6 +86,8 @@ struct ReachTask {
 constexpr int kScreenRows = 12;
 constexpr int kScreenColumns = 8;
 constexpr int kScreenDepth = 128;
+// Features of a chunk: their templates and candidates stay in L1 and L2.
+constexpr std::int64_t kScreenChunk = 2048;
 
 // For one kind of features and one kind of rounding.
 struct ScreenKernels {
@@ -97,6 +99,11 @@ struct ScreenKernels {
   void (*pack)(float* numbers, std::int64_t count, std::int64_t steps, std::int64_t objective,
                std::int64_t objectives, void* to);
   void (*screen)(const ScreenTask&);
+  // The same in two parts, for pools that keep what is rounded: operands [kScreenRows, steps] and
+  // units [rows], with `squares` and `deviations`; and then `sums`, with `ahead` among operands.
+  // Null for bfloat16.
+  void (*round)(const ScreenTask&, std::byte* operands, float* units);
+  void (*multiply)(const ScreenTask&, const std::byte* operands, const float* units);
   void (*reach)(const ReachTask&);
 };
 

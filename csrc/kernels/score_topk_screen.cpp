@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::int64_t kFloat = sizeof(float);
 constexpr std::int64_t kLine = 64;
-constexpr std::int64_t kChunk = 2048;  // features whose templates and candidates stay in L1 and L2
+constexpr std::int64_t kChunk = kScreenChunk;
 
 // Of the plain kernels' sums and of what is done once to a score, with room to spare.
 constexpr double kOtherRoundings = 1024;
@@ -29,10 +29,12 @@ double sum_of_squares(const float* numbers, std::int64_t count) {
 }  // namespace
 
 Screen::Screen(const CandidatePool& pool, const TemplateRows& templates,
-               const ScreenKernels& kernels, std::int64_t rows, int threads)
+               const ScreenKernels& kernels, const RoundedPool* rounded, std::int64_t rows,
+               int threads)
     : pool_(pool),
       templates_(templates),
       kernels_(kernels),
+      rounded_(rounded),
       rows_(rows),
       padded_(padded_to(templates.objectives, kScreenColumns)),
       chunks_(pieces_of(pool.features, kChunk)) {
@@ -126,34 +128,39 @@ void Screen::bound(std::int64_t objective) {
   at<float>(least_)[objective] = static_cast<float>(kOwn * least + features * 0x1p-120);
 }
 
+// What does not depend on where the candidates are read.
+ScreenTask Screen::task_of(std::int64_t chunk, std::int64_t row, std::int64_t rows,
+                           const Work& work) const {
+  ScreenTask task{};
+  task.rows = std::min<std::int64_t>(kScreenRows, rows - row);
+  task.objectives = padded_;
+  task.count = std::min(kChunk, pool_.features - chunk * kChunk);
+  task.steps = steps_of(chunk * kChunk);
+  task.templates = at<std::byte>(packed_) + chunk * chunk_bytes(kChunk);
+  task.sums = work.sums + row * padded_;
+  return task;
+}
+
 void Screen::score(std::int64_t first, std::int64_t rows, const Work& work) const {
   const std::int64_t bytes = bytes_of(pool_.kind), groups = padded_to(rows, kScreenRows);
-  std::fill_n(work.sums, groups * padded_, 0.0f);
   std::fill_n(work.squares, groups, 0.0f);
   std::fill_n(work.deviations, groups, 0.0f);
-  const auto place = [&](std::int64_t row, std::int64_t begin) {
+  const auto place = [&](std::int64_t chunk, std::int64_t row) {
     const auto* const data = static_cast<const std::byte*>(pool_.data);
-    return data + ((first + row) * pool_.features + begin) * bytes;
+    return data + ((first + row) * pool_.features + chunk * kChunk) * bytes;
   };
   for (std::int64_t chunk = 0; chunk < chunks_; ++chunk) {
-    const std::int64_t begin = chunk * kChunk;
     for (std::int64_t row = 0; row < rows; row += kScreenRows) {
-      ScreenTask task{};
-      task.rows = std::min<std::int64_t>(kScreenRows, rows - row);
-      task.objectives = padded_;
-      task.count = std::min(kChunk, pool_.features - begin);
-      task.steps = steps_of(begin);
-      task.features = place(row, begin);
+      ScreenTask task = task_of(chunk, row, rows, work);
+      task.features = place(chunk, row);
       task.feature_stride = pool_.features;
-      task.templates = at<std::byte>(packed_) + chunk * chunk_bytes(kChunk);
       task.operands = work.operands;
-      task.sums = work.sums + row * padded_;
       task.squares = work.squares + row;
       task.deviations = work.deviations + row;
       const bool more = row + kScreenRows < rows;
       if (more || chunk + 1 < chunks_) {
         const std::int64_t next = more ? row + kScreenRows : 0;
-        task.ahead = reinterpret_cast<const char*>(place(next, more ? begin : begin + kChunk));
+        task.ahead = reinterpret_cast<const char*>(place(more ? chunk : chunk + 1, next));
         task.ahead_rows = std::min<std::int64_t>(kScreenRows, rows - next);
         task.ahead_stride = pool_.features * bytes;
       }
@@ -162,10 +169,29 @@ void Screen::score(std::int64_t first, std::int64_t rows, const Work& work) cons
   }
 }
 
+void Screen::score_rounded(std::int64_t first, std::int64_t rows, const Work& work) const {
+  for (std::int64_t chunk = 0; chunk < chunks_; ++chunk) {
+    for (std::int64_t row = 0; row < rows; row += kScreenRows) {
+      ScreenTask task = task_of(chunk, row, rows, work);
+      if (row + kScreenRows < rows) {
+        const auto* const next = rounded_->operands(chunk, first + row + kScreenRows);
+        task.ahead = reinterpret_cast<const char*>(next);
+        task.ahead_rows = kScreenRows;
+        task.ahead_stride = task.steps;
+      }
+      kernels_.multiply(task, rounded_->operands(chunk, first + row),
+                        rounded_->units(chunk, first + row));
+    }
+  }
+}
+
 std::int64_t Screen::search(std::int64_t first, std::int64_t rows, const float* bars, int who,
                             Possible* to, std::int64_t most) const {
   const Work work = work_of(who);
-  score(first, rows, work);
+  std::fill_n(work.sums, padded_to(rows, kScreenRows) * padded_, 0.0f);
+  rounded_ ? score_rounded(first, rows, work) : score(first, rows, work);
+  const float* const squares = rounded_ ? rounded_->squares() + first : work.squares;
+  const float* const deviations = rounded_ ? rounded_->deviations() + first : work.deviations;
   std::copy_n(bars, templates_.objectives, work.bars);
   std::fill(work.bars + templates_.objectives, work.bars + padded_,
             std::numeric_limits<float>::infinity());
@@ -179,8 +205,8 @@ std::int64_t Screen::search(std::int64_t first, std::int64_t rows, const float* 
   std::int64_t found = 0;
   for (std::int64_t row = 0; row < rows; ++row) {
     if (pool_.exclude && pool_.exclude[first + row]) continue;
-    task.norm = std::sqrt(work.squares[row]);
-    task.deviation = std::sqrt(work.deviations[row]);
+    task.norm = std::sqrt(squares[row]);
+    task.deviation = std::sqrt(deviations[row]);
     task.scale = pool_.scale ? pool_.scale[first + row] : 1;
     task.sums = work.sums + row * padded_;
     kernels_.reach(task);

@@ -20,6 +20,7 @@
 
 #include "../runtime/thread_pool.h"
 #include "score_topk_kernels.h"
+#include "score_topk_rounded.h"
 
 namespace brainfast {
 
@@ -32,9 +33,10 @@ struct Possible {
 
 class Screen {
  public:
-  // Takes `rows` candidates at a time, a multiple of kScreenRows.
+  // Takes `rows` candidates at a time, a multiple of kScreenRows. `rounded`, where there is one, is
+  // the same pool by the same kernels, and is read in its place.
   Screen(const CandidatePool& pool, const TemplateRows& templates, const ScreenKernels& kernels,
-         std::int64_t rows, int threads);
+         const RoundedPool* rounded, std::int64_t rows, int threads);
 
   std::int64_t bytes() const { return bytes_; }
   void use(std::byte* memory) { memory_ = memory; }
@@ -67,10 +69,14 @@ class Screen {
   void pack_objective(std::int64_t chunk, std::int64_t objective);
   void bound(std::int64_t objective);
   void score(std::int64_t first, std::int64_t rows, const Work& work) const;
+  void score_rounded(std::int64_t first, std::int64_t rows, const Work& work) const;
+  ScreenTask task_of(std::int64_t chunk, std::int64_t row, std::int64_t rows,
+                     const Work& work) const;
 
   const CandidatePool& pool_;
   const TemplateRows& templates_;
   const ScreenKernels& kernels_;
+  const RoundedPool* rounded_;
   std::int64_t rows_, padded_, chunks_;
   std::int64_t bytes_ = 0;
   // Where things lie, in bytes.

@@ -180,27 +180,43 @@ float round_row(const Feature* from, int64_t count, int64_t steps, float inverse
 }
 
 template <class Feature>
-void screen_as_bytes(const ScreenTask& task) {
+void round_to_bytes(const ScreenTask& task, std::byte* operands, float* units) {
   const auto* const from = static_cast<const Feature*>(task.features);
-  Operands x{reinterpret_cast<const char*>(task.operands), task.steps, {}};
   float inverse[kScreenRows];
   for (int64_t r = 0; r < task.rows; ++r) {
-    x.units[r] = inverse[r] = 1;
+    units[r] = inverse[r] = 1;
     if constexpr (sizeof(Feature) > 1) {
       const float top = top_of(from + r * task.feature_stride, task.count);
       const bool small = !(top >= kLeastTop);
       inverse[r] = small ? 0 : 127 / top;
-      x.units[r] = small ? 2 * top : top / 127;
+      units[r] = small ? 2 * top : top / 127;
       // Half a unit and a 256th of one more, for each feature.
-      task.deviations[r] += 0.2525f * x.units[r] * x.units[r] * static_cast<float>(task.count);
+      task.deviations[r] += 0.2525f * units[r] * units[r] * static_cast<float>(task.count);
     }
   }
   for (int64_t r = 0; r < task.rows; ++r) {
-    task.squares[r] += x.units[r] * x.units[r] *
+    task.squares[r] += units[r] * units[r] *
                        round_row(from + r * task.feature_stride, task.count, task.steps, inverse[r],
-                                 task.operands + r * task.steps);
+                                 operands + r * task.steps);
   }
-  add_tiles<ByteDots>(x, task, sizeof(Feature));
+}
+
+void multiply_bytes(const ScreenTask& task, const std::byte* operands, const float* units,
+                    int64_t ahead_bytes) {
+  Operands x{reinterpret_cast<const char*>(operands), task.steps, {}};
+  for (int64_t r = 0; r < task.rows; ++r) x.units[r] = units[r];
+  add_tiles<ByteDots>(x, task, ahead_bytes);
+}
+
+template <class Feature>
+void screen_as_bytes(const ScreenTask& task) {
+  float units[kScreenRows];
+  round_to_bytes<Feature>(task, task.operands, units);
+  multiply_bytes(task, task.operands, units, sizeof(Feature));
+}
+
+void multiply_rounded(const ScreenTask& task, const std::byte* operands, const float* units) {
+  multiply_bytes(task, operands, units, 1);
 }
 
 void reach(const ReachTask& task) {
@@ -276,11 +292,17 @@ void pack_as_bytes(float* numbers, int64_t count, int64_t steps, int64_t objecti
 }
 
 template <class Feature>
-constexpr ScreenKernels kBFloats = {PairDots::kNumbers, PairDots::kRoundings, pack_as_bfloats,
-                                    screen_as_bfloats<Feature>, reach};
+constexpr ScreenKernels kBFloats = {PairDots::kNumbers,
+                                    PairDots::kRoundings,
+                                    pack_as_bfloats,
+                                    screen_as_bfloats<Feature>,
+                                    nullptr,
+                                    nullptr,
+                                    reach};
 template <class Feature>
-constexpr ScreenKernels kBytes = {ByteDots::kNumbers, ByteDots::kRoundings, pack_as_bytes,
-                                  screen_as_bytes<Feature>, reach};
+constexpr ScreenKernels kBytes = {
+    ByteDots::kNumbers,      ByteDots::kRoundings, pack_as_bytes, screen_as_bytes<Feature>,
+    round_to_bytes<Feature>, multiply_rounded,     reach};
 
 template <class Feature>
 const ScreenKernels& kernels_as(Rounding rounding) {

@@ -61,13 +61,16 @@ def test_the_sizes_are_those_of_the_heads(case: PoolCase, tmp_path: Path) -> Non
 
 
 def test_a_wrong_choice_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = _C.score_topk
+    class SecondBest:
+        def __init__(self, *pool: Any) -> None:
+            self.right = right(*pool)
 
-    def second_best(features: Any, templates: Any, k: int, *rest: Any, **options: Any) -> Any:
-        scores, rows = right(features, templates, k + 1, *rest, **options)
-        return scores[:, 1:], np.ascontiguousarray(rows[:, 1:])
+        def run(self, templates: Any, k: int, exclude: Any) -> Any:
+            scores, rows = self.right.run(templates, k + 1, exclude)
+            return scores[:, 1:], np.ascontiguousarray(rows[:, 1:])
 
-    monkeypatch.setattr(_C, "score_topk", second_best)
+    right = _C.ScoreTopkPlan
+    monkeypatch.setattr(_C, "ScoreTopkPlan", SecondBest)
     with pytest.raises(SystemExit, match="errors"):
         pool.run(CASES[:1], 1, 1, tmp_path)
 

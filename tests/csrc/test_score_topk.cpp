@@ -39,6 +39,14 @@ Chosen choose(const TopkCase& size, const CandidatePool& pool, const TemplateRow
   return found;
 }
 
+Chosen run_plan(ScoreTopkPlan& plan, const TopkArguments& from, const TemplateRows& templates,
+                Isa isa) {
+  Chosen found(from.size);
+  plan.run(templates, from.size.k, from.exclude.data(), found.scores.data(), found.indices.data(),
+           isa, true);
+  return found;
+}
+
 bool screens(Isa isa) {
   const std::vector<Isa> isas = supported_isas(Precision::bf16);
   return (isa == Isa::avx512 || isa == Isa::avx512bf16) &&
@@ -60,13 +68,20 @@ void test_exact(const TopkArguments& from, FeatureKind pool, FeatureKind templat
 
 // Enough candidates for the screen, with equal scores and with normal numbers.
 void test_screened(FeatureKind pool, FeatureKind templates, Isa isa) {
-  for (const TopkCase& size : {TopkCase{1500, 70, 9, 6}, {1100, 4200, 24, 20}}) {
+  for (const TopkCase& size : {TopkCase{1500, 70, 9, 6}, {1100, 4090, 24, 20}}) {
     TopkArguments from(size);
     const TemplateRows rows{size.objectives, from.templates.as(templates), templates};
     set_num_threads(3);
     for (int pass = 0; pass < 2; ++pass) {
       const Chosen plain = choose(size, from.candidates(pool, true), rows, isa);
       EXPECT(choose(size, from.candidates(pool, true), rows, isa, true) == plain);
+      ScoreTopkPlan plan(from.candidates(pool, false));
+      for (int threads : {3, 1, 2}) {  // the first rounds the pool, and all read it
+        set_num_threads(threads);
+        EXPECT(run_plan(plan, from, rows, isa) == plain);
+      }
+      EXPECT((plan.bytes() > 0) == (pool != FeatureKind::int8));
+      set_num_threads(3);
       std::vector<float> normal = random_numbers<float>(size.candidates * size.features, 7);
       if (pool == FeatureKind::int8) {
         for (float& number : normal) number = std::round(number * 20);
@@ -128,18 +143,24 @@ void test_bars(Precision precision, FeatureKind kind, Isa isa) {
 }
 
 void test_later_calls_allocate_nothing(FeatureKind pool, FeatureKind templates, Isa isa) {
-  const TopkArguments from({1100, 70, 8, 5});
-  const TemplateRows rows{8, from.templates.as(templates), templates};
+  const TopkArguments from({1100, 70, 9, 5});
+  const TemplateRows rows{9, from.templates.as(templates), templates};
   Chosen found(from.size);
   const bool screen = screens(isa);
   const auto run = [&] {
     score_topk(from.candidates(pool, true), rows, 5, found.scores.data(), found.indices.data(), isa,
                screen);
   };
+  ScoreTopkPlan plan(from.candidates(pool, false));
+  const auto run_planned = [&] {
+    plan.run(rows, 5, nullptr, found.scores.data(), found.indices.data(), isa, screen);
+  };
   run();
+  run_planned();
   const int before = allocations;
   EXPECT(before > 0);
   run();
+  run_planned();
   EXPECT(allocations == before);
 }
 

@@ -99,6 +99,9 @@ def test_every_path_with_any_number_of_threads(set_threads, pool, templates, isa
         set_threads(threads)
         found = _C.score_topk(as_numpy(pool), as_numpy(templates), sizes[3], scale=factors, isa=isa)
         check_equal([torch.from_numpy(array) for array in found], expected)
+        plan = _C.ScoreTopkPlan(as_numpy(pool), factors)  # what it reads lives as long as it does
+        found = plan.run(as_numpy(templates), sizes[3], isa=isa)
+        check_equal([torch.from_numpy(array) for array in found], expected)
 
 
 @pytest.mark.parametrize(("pool", "templates", "isa"), PATHS)
@@ -251,5 +254,8 @@ def test_bad_input(change, words):
 )
 def test_bad_input_of_the_core(change, words):
     zeros = np.zeros((9, 4), np.float32)
+    given = {"pool": zeros, "templates": zeros[:2], "k": 1} | change
     with pytest.raises(ValueError, match=words):
-        _C.score_topk(**({"pool": zeros, "templates": zeros[:2], "k": 1} | change))
+        _C.score_topk(**given)
+    with pytest.raises(ValueError, match=words):
+        _C.ScoreTopkPlan(given.pop("pool"), given.pop("scale", None)).run(**given)

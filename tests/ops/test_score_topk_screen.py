@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,17 @@ def check_same(
     arguments = as_kind(pool, kinds[0]), as_kind(templates, kinds[1]), k, exclude
     plain = _C.score_topk(*arguments, scale=scale, isa=ISA, screen=False)
     screened = _C.score_topk(*arguments, scale=scale, isa=ISA)
-    assert np.array_equal(plain[0].view(np.uint32), screened[0].view(np.uint32))
-    assert np.array_equal(plain[1], screened[1])
+    check_equal(screened, plain)
+    plan = _C.ScoreTopkPlan(arguments[0], scale)
+    for _ in range(2):  # rounds the pool, and reads what was rounded
+        check_equal(plan.run(*arguments[1:], isa=ISA), plain)
+    assert (plan.nbytes > 0) == (kinds[0] != "int8")
     return screened
+
+
+def check_equal(found: tuple[Array, Array], expected: tuple[Array, Array]) -> None:
+    assert np.array_equal(found[0].view(np.uint32), expected[0].view(np.uint32))
+    assert np.array_equal(found[1], expected[1])
 
 
 @pytest.mark.parametrize("kinds", KINDS, ids=str)
@@ -158,3 +167,43 @@ def test_templates_of_zeros_and_of_nothing_finite():
     templates[2, 5] = np.nan
     _, indices = check_same(pool, templates, 4, ("bfloat16", "float32"))
     assert (indices[2] == -1).all()
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_a_plan_is_asked_in_every_way(set_threads, kind):
+    """Of other templates, masks, sizes and threads than those that the pool was rounded for."""
+    rng = np.random.default_rng(3)
+    pool = as_kind(rng.standard_normal((1201, 2100)), kind)
+    plan = _C.ScoreTopkPlan(pool)
+    assert plan.nbytes == 0
+    for threads, objectives, k in [(2, 24, 10), (3, 40, 1), (1, 9, 30), (2, 3, 1201), (2, 0, 5)]:
+        set_threads(threads)
+        templates = rng.standard_normal((objectives, 2100)).astype(np.float32)
+        for exclude in (None, rng.random(1201) < 0.5):
+            plain = _C.score_topk(pool, templates, k, exclude, isa=ISA, screen=False)
+            check_equal(plan.run(templates, k, exclude, isa=ISA), plain)
+            check_equal(plan.run(templates, k, exclude, isa=ISA, screen=False), plain)
+            check_equal(
+                plan.run(templates, k, exclude, isa="avx2"),
+                _C.score_topk(pool, templates, k, exclude, isa="avx2"),
+            )
+    assert 1201 * 2100 < plan.nbytes < 1.1 * 1201 * 2100
+
+
+def test_a_plan_asked_by_several_threads_at_once(set_threads):
+    set_threads(2)
+    rng = np.random.default_rng(4)
+    pool = as_kind(rng.standard_normal((3000, 512)), "bfloat16")
+    templates = rng.standard_normal((24, 512)).astype(np.float32)
+    plain = _C.score_topk(pool, templates, 10, screen=False)
+    plan = _C.ScoreTopkPlan(pool)
+    with ThreadPoolExecutor(8) as threads:
+        for found in threads.map(lambda _: plan.run(templates, 10), range(64)):
+            check_equal(found, plain)
+
+
+def test_few_objectives_keep_nothing():
+    pool = as_kind(np.random.default_rng(5).standard_normal((2000, 128)), "bfloat16")
+    plan = _C.ScoreTopkPlan(pool)
+    plan.run(np.ones((8, 128), np.float32), 10)
+    assert plan.nbytes == 0
