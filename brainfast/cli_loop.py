@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_options import Json, check_sole, image_paths
+from .cli_options import HeadPrecision, Json, Precision, check_sole, image_paths
 from .errors import BrainfastError
 from .files import check_writable
 from .machine import loaded_uncollected
@@ -51,6 +51,8 @@ def rehearse(
     ncsnr: Annotated[
         Path | None, typer.Option(help="Folder with {lh,rh}.ncsnr files: sets the noise.")
     ] = None,
+    precision: Annotated[HeadPrecision, typer.Option(help="Of the head.")] = HeadPrecision.fp32,
+    trunk_precision: Annotated[Precision, typer.Option(help="Of the trunk.")] = Precision.fp32,
     strategy: Annotated[StrategyName, typer.Option(help="Of choosing.")] = StrategyName.greedy,
     kappa: Annotated[float, typer.Option(min=0, help="Standard deviations that ucb adds.")] = 1.0,
     repeats: Annotated[int, typer.Option(min=1, help="Trials of an image at most.")] = 1,
@@ -80,7 +82,7 @@ def rehearse(
     """Run a session against a simulated subject: regret, lateness, and the time of every stage."""
     _check_sources(model, images, pool, demo)
     if demo:
-        _check_made_up(subject, ncsnr)
+        _check_made_up(subject, ncsnr, precision, trunk_precision)
     for path in filter(None, (log, out)):
         check_writable(path.resolve().parent)
     from .loop import Session
@@ -103,7 +105,12 @@ def rehearse(
 
         world = made_up_world(objective, candidates=candidates, seed=seed)
     else:
-        world = _world(model, paths, pool, objective, subject, ncsnr)
+        options = {
+            "subject": subject,
+            "precision": precision.value,
+            "trunk_precision": trunk_precision.value,
+        }
+        world = _world(model, paths, pool, objective, ncsnr, options)
         check_enough(schedule, len(world.pool), repeats)
     person = SimulatedSubject(world, model_error=model_error, seed=seed)
     session = Session(
@@ -171,9 +178,16 @@ def _check_sources(
         )
 
 
-def _check_made_up(subject: str | None, ncsnr: Path | None) -> None:
-    given = {"--subject": subject, "--ncsnr": ncsnr}
-    named = [name for name, value in given.items() if value is not None]
+def _check_made_up(
+    subject: str | None, ncsnr: Path | None, precision: HeadPrecision, trunk_precision: Precision
+) -> None:
+    given = {
+        "--subject": subject is not None,
+        "--ncsnr": ncsnr is not None,
+        "--precision": precision is not HeadPrecision.fp32,
+        "--trunk-precision": trunk_precision is not Precision.fp32,
+    }
+    named = [name for name, there in given.items() if there]
     if named:
         raise BrainfastError(
             "rehearse", expected=f"{' and '.join(named)} with a MODEL", got="--demo"
@@ -185,9 +199,10 @@ def _world(
     paths: list[Path],
     pool: Path | None,
     objective: str,
-    subject: str | None,
     ncsnr: Path | None,
+    options: dict[str, Any],
 ) -> World:
+    """What is rehearsed. options: of `Engine.load`; a pool must have been built with the same."""
     from .card import Card
     from .engine import Engine
     from .loop.folding import PoolCandidates
@@ -195,8 +210,8 @@ def _world(
     from .pool import Pool
 
     card = Card.read(model)
-    check_sole(card, subject)
-    engine = Engine.load(model, subject=subject)
+    check_sole(card, options["subject"])
+    engine = Engine.load(model, **options)
     ceiling: Any = None
     if ncsnr is not None:
         from .data.ceilings import read_ceiling

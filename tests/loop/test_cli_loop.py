@@ -72,6 +72,30 @@ def test_a_model_is_rehearsed_with_its_pool(
     assert "at most 13, of 13 candidates" in str(many.exception)
 
 
+def test_a_pool_is_rehearsed_in_the_precisions_that_it_was_built_with(
+    make_engine: Any, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, subject: Any, precision: Any, trunk_precision: str) -> Any:
+        engine = make_engine("blobgpt")
+        engine.head = engine.head.with_precision(precision)
+        engine.runtime.precision = trunk_precision
+        return engine
+
+    engine = load(subject=None, precision="bf16", trunk_precision="bf16")
+    Pool.build(engine, candidates, path=tmp_path / "p")
+    monkeypatch.setattr(Engine, "load", load)
+    monkeypatch.setattr(Card, "read", lambda *_: engine.card)
+    monkeypatch.setattr(cli_loop, "check_sole", lambda *_: None)
+    told = ("rehearse", "model", "--pool", tmp_path / "p", "--objective", "FFA", "--trials", 3)
+    told = (*told, "--speed", "inf")
+    run = brainfast(*told, "--precision", "bf16", "--trunk-precision", "bf16")
+    assert run.exit_code == 0, run.output
+    assert "FFA, greedy: 3 trials" in run.stdout
+    assert "expected the same trunk precision, head precision, got" in refusal(*told)
+    assert "the same trunk precision, got" in refusal(*told, "--precision", "bf16")
+    assert "the same head precision, got" in refusal(*told, "--trunk-precision", "bf16")
+
+
 def test_noise_is_that_of_the_ncsnr(
     make_engine: Any, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +170,8 @@ def test_a_small_folder_is_told_before_a_log_is_begun(tmp_path: Path) -> None:
         ((*DEMO, "--candidates", "8", "--min-distance", "9"), "one that may be shown, got all 8"),
         ((*DEMO, "--subject", "subj01"), "expected --subject with a MODEL, got --demo"),
         ((*DEMO, "--ncsnr", "x"), "expected --ncsnr with a MODEL, got --demo"),
+        ((*DEMO, "--precision", "bf16x3"), "expected --precision with a MODEL, got --demo"),
+        ((*DEMO, "--trunk-precision", "bf16"), "--trunk-precision with a MODEL, got --demo"),
         ((*DEMO, "--out", "z.tiff"), "z.tiff: expected a name that ends in .png, .pdf, .svg"),
         ((*DEMO, "--speed", "0"), "speed"),
         (("replay", "nothing.jsonl"), "nothing there"),
