@@ -71,12 +71,13 @@ class Engine:
         subject: whose responses, where the model has several; "group" leaves the subject out.
 
         runtime="onnx" needs `trunk.onnx` in the folder and no torch, and onnxruntime-gpu where the
-        device is "cuda"; "auto" takes it where it lies in the folder and the trunk is asked for in
-        fp32 on the CPU, else torch. "compile" takes
-        half a minute and a C++ compiler, see `CompiledRuntime`. "tensorrt" runs `trunk.engine` of
-        the folder on the GPU that it was built for, and the head on the CPU. vertices: region
-        names, indices or a mask. With runtime="torch" on a GPU `predict` leaves it with the
-        responses alone, and the golden ones are checked on that way.
+        device is "cuda"; device="auto" is the CPU for it. "auto" takes it where it lies in the
+        folder, the trunk is asked for in fp32 and the device is "auto" or "cpu", even where there
+        is a GPU; else torch, whose "auto" takes a GPU where there is one. "compile" takes half a
+        minute and a C++ compiler, see `CompiledRuntime`. "tensorrt" runs `trunk.engine` of the
+        folder on the GPU that it was built for, and the head on the CPU. vertices: region names,
+        indices or a mask. With runtime="torch" on a GPU `predict` leaves it with the responses
+        alone, and the golden ones are checked on that way.
         """
         from .card import Card  # and with it pydantic, which an engine in memory does without
 
