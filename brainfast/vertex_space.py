@@ -154,7 +154,8 @@ class VertexSpace:
         if wanted == "all":
             return np.ones(self.V, dtype=bool)
         own = {name.lower(): mask for name, mask in self.rois.items()}
-        aliases = {alias.lower(): name.lower() for alias, name in ALIASES.items()}
+        pairs = [pair for alias in ALIASES.items() for pair in (alias, reversed(alias))]
+        aliases = {one.lower(): other.lower() for one, other in pairs}
         unions = {name.lower(): parts for name, parts in UNIONS.items()}
         if wanted not in own:
             wanted = aliases.get(wanted, wanted)
@@ -176,7 +177,8 @@ class VertexSpace:
     def select(self, what: Selection = None) -> Indices:
         """Columns chosen by region names, indices or a mask, int64, increasing, each once.
 
-        what: a name or names (their union), integer indices, a bool mask [V], or None for all
+        what: a name or names (their union), integer indices, each once, a bool mask [V], or None
+            for all
         """
         if what is None:
             return np.arange(self.V, dtype=np.int64)
@@ -196,7 +198,15 @@ class VertexSpace:
                 expected=f"region names, indices from 0 to {self.V - 1} or a mask [{self.V}]",
                 got=_describe(what),
             )
-        return np.unique(what.astype(np.int64))
+        chosen = np.unique(what.astype(np.int64))
+        if chosen.size < what.size:  # a mask of 0 and 1 would be read as the vertices 0 and 1
+            raise BrainfastError(
+                "vertices",
+                expected=f"indices, each once, or a bool mask [{self.V}]",
+                got=f"{_describe(what)}, {what.size - chosen.size} of them repeats",
+                remedy="of a mask of 0 and 1 give mask.astype(bool)",
+            )
+        return chosen
 
     def take(
         self,
@@ -224,9 +234,9 @@ class VertexSpace:
     def union(spaces: Mapping[str, VertexSpace]) -> VertexSpace:
         """Every vertex that any of some subjects has, on the mesh that they share.
 
-        A region of the union is that of any subject, by OR: regions are drawn subject by subject,
-        so a vertex may lie in FFA-1 for one and outside it for another. Ask a subject's own space
-        for that subject's regions.
+        A region of the union is what `roi` finds for any subject, by OR, so V1 is V1v and V1d too
+        where a subject has no more. Regions are drawn subject by subject: a vertex may lie in FFA-1
+        for one and outside it for another. Ask a subject's own space for that subject's regions.
 
         spaces: subject -> space, at least one
 
@@ -241,12 +251,13 @@ class VertexSpace:
         )
         whole = VertexSpace(first.name, lh, rh)
         spelling: dict[str, str] = {}
-        rois: dict[str, Mask] = {}
+        for name in (name for space in spaces.values() for name in space.rois):
+            spelling.setdefault(name.lower(), name)
+        rois = {name: np.zeros(whole.V, dtype=bool) for name in spelling.values()}
         for space in spaces.values():
             columns = whole.positions(space)
-            for name, mask in space.rois.items():
-                name = spelling.setdefault(name.lower(), name)
-                rois.setdefault(name, np.zeros(whole.V, dtype=bool))[columns[mask]] = True
+            for wanted, name in spelling.items():
+                rois[name][columns[space._mask(wanted)]] = True
         return replace(whole, rois=rois)
 
     def positions(self, part: VertexSpace) -> Indices:

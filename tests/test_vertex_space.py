@@ -78,6 +78,12 @@ def test_own_roi_goes_before_union():
     assert space.roi_names() == ["V1", "V1v"]
 
 
+@pytest.mark.parametrize(("given", "asked"), [("V4", "hV4"), ("hV4", "V4"), ("OVWFA", "OWFA")])
+def test_an_alias_is_the_other_spelling_of_one_region(given, asked):
+    space = VertexSpace("custom", [0, 1, 2], [], {given: mask(3, 1)})
+    assert space.roi(asked).tolist() == space.roi(given).tolist() == [1]
+
+
 def test_tables_name_known_regions():
     known = {name for atlas in ATLASES.values() for name in atlas}
     assert len(known) == sum(len(atlas) for atlas in ATLASES.values())
@@ -91,7 +97,7 @@ def test_tables_name_known_regions():
         (None, range(7)),
         ("V1", [0, 1, 4]),
         (["FFA", "V1v", "rh.V1"], [0, 4, 5, 6]),
-        ([6, 2, 2], [2, 6]),
+        ([6, 2], [2, 6]),
         (np.array([5], dtype=np.uint8), [5]),
         (mask(7, 1, 3), [1, 3]),
         ([], []),
@@ -111,6 +117,15 @@ def test_select_refuses(space, what):
         space.select(what)
 
 
+@pytest.mark.parametrize(
+    "what", [mask(7, 1, 3).astype(int), mask(7).astype(np.uint8), np.ones(7, int), [6, 2, 2]]
+)
+def test_a_mask_of_numbers_is_not_taken_for_indices(space, what):
+    with pytest.raises(BrainfastError, match=r"each once.*mask\.astype\(bool\)") as caught:
+        space.select(what)
+    assert "\n" not in str(caught.value)
+
+
 @given(st.sets(st.integers(0, 6)))
 def test_take_is_an_exact_subset(columns):
     rois = {"A": mask(7, 1, 5), "B": mask(7, 2)}
@@ -127,7 +142,7 @@ def test_take_is_an_exact_subset(columns):
 
 def test_take_refuses_another_order(space):
     for wrong in ([3, 1], [1, 1]):
-        with pytest.raises(BrainfastError, match="increasing"):
+        with pytest.raises(BrainfastError, match="indices, each once"):
             space.take(np.array(wrong))
 
 
@@ -239,6 +254,24 @@ def test_union():
     assert spaces["one"].roi("V1v").tolist() == [0, 3]  # a subject keeps its own
     assert VertexSpace.union(dict(reversed(spaces.items()))) == whole
     assert VertexSpace.union({"one": spaces["one"]}) == spaces["one"]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [*UNIONS.items(), *((alias, (name,)) for alias, name in ALIASES.items()), ("hV4", ("V4",))],
+)
+def test_a_region_of_the_union_is_of_those_too_who_have_its_parts(name, parts, turned):
+    """Columns of the union: lh 1, 4, 9, rh 0, 7; one spells the region, two has its parts."""
+    rows = {part: mask(3, 1 + place) for place, part in enumerate(parts)}
+    spaces = {
+        "one": VertexSpace("fsaverage5", [1, 4], [0], {name: mask(3, 0)}),
+        "two": VertexSpace("fsaverage5", [4, 9], [7], rows),
+    }
+    whole = VertexSpace.union(dict(reversed(spaces.items())) if turned else spaces)
+    assert whole.roi(name).tolist() == [0, 2, 4][: 1 + len(parts)]
+    if name in UNIONS:
+        assert [whole.roi(part).tolist() for part in parts] == [[2], [4]]
 
 
 @given(st.lists(st.sets(st.integers(0, 30)), min_size=1, max_size=4))
