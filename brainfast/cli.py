@@ -119,6 +119,7 @@ def draw_map(
             space,
             visual_angle_deg=angle,
             layer=head.layer[::rows],
+            layers=card.trunk.layers,
             path=out,
         )
     else:

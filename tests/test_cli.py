@@ -10,6 +10,7 @@ import pytest
 from nilearn.surface import load_surf_data
 from PIL import Image
 
+from brainfast import maps
 from brainfast.card import Card
 from command_line import HOW, RECIPE, TRUNK, V, assert_one_line, brainfast, files_in
 
@@ -107,6 +108,15 @@ def test_map_draws(place, tmp_path, what):
     with Image.open(tmp_path / "map.png") as picture:
         assert min(picture.size) > 200
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
+
+
+@pytest.mark.parametrize("what", ["layer", "space"])
+def test_maps_name_the_trunks_layers(place, tmp_path, monkeypatch, what):
+    drawn, draw = [], getattr(maps, f"{what}_map")
+    monkeypatch.setattr(maps, f"{what}_map", lambda *a, **o: drawn.append(draw(*a, **o)))
+    brainfast("map", place.model, "--what", what, "--out", tmp_path / "map.png")
+    (key,) = [ax for ax in drawn[0].axes if ax.get_xlabel() == "layer"]
+    assert [tick.get_text() for tick in key.get_xticklabels()] == ["0", "4", "11"]
 
 
 def test_bench_and_doctor_print_json(place):
