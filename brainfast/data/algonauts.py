@@ -75,6 +75,7 @@ class Algonauts(Measured):
                 got="no such folder",
             )
         self.subject = self.folder.resolve().name
+        self.has_ids = True
         self.surface: surfaces.Surface = surface
         self.visual_angle_deg: float | None = VISUAL_ANGLE_DEG
         self.space = _read_space(self.folder, self.subject)

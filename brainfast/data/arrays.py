@@ -14,7 +14,7 @@ import numpy.typing as npt
 from .. import surfaces
 from ..errors import BrainfastError
 from ..vertex_space import VertexSpace
-from .measured import Measured, content_keys
+from .measured import Measured, content_keys, file_keys
 from .responses import Responses
 from .splits import (
     FRACTIONS,
@@ -40,8 +40,9 @@ class Arrays(Measured):
     rois: region name -> bool mask [V] or column indices
     space: the vertices on fsaverage or fsaverage5; without it they are on no known mesh ("custom")
     image_ids: str [n], equal for repeats of one image; file names or positions without them. In a
-        `Group` equal ids of two subjects are one image; without ids, equal contents are
-    groups: see `read_groups`: images that must not be split from each other
+        `Group` equal ids of two subjects are one image; without ids, equal pixels are
+    groups: see `read_groups`: images that must not be split from each other. Without groups and
+        ids these are arrays of equal pixels and files of equal bytes
     ceiling: largest share of variance that can be explained [V], 0 to 1
     visual_angle_deg: width of the images on the subject's screen, for maps in degrees
     seed, fractions: see `split_by_image`
@@ -78,13 +79,11 @@ class Arrays(Measured):
         self._source = coordinates
         if coordinates is not None or self.space.name == "custom":
             _ = self.coordinates
-        self._named = image_ids is not None
+        self.has_ids = image_ids is not None
         ids = _make_ids(images, image_ids)
         share = _check_ceiling(ceiling, self.space.V)
         self.ceiling_source = None if share is None else "given with the arrays"
         reason = NO_CEILING if share is None else None
-        self.grouped = groups is not None
-        self.grouping = Grouping(ids, None) if groups is None else read_groups(groups, ids)
         name = "whole"
         hash_ = ordered_hash(name, ids)
         self.whole = Split(
@@ -97,6 +96,10 @@ class Arrays(Measured):
             reason,
             hash_,
         )
+        self.grouped = groups is not None
+        self.grouping = (
+            Grouping(self._first_ids(), None) if groups is None else read_groups(groups, ids)
+        )
         self._divide(self.grouping.split(ids, fractions, seed))
 
     @cached_property
@@ -105,7 +108,17 @@ class Arrays(Measured):
         return _make_coordinates(self.space, self.surface, self._source)
 
     def _keys(self) -> Strings:
-        return self.whole.image_ids if self._named else content_keys(self.whole.images)
+        return self.whole.image_ids if self.has_ids else content_keys(self.whole.images)
+
+    def _first_ids(self) -> Strings:
+        """Id of the first image that is the same as each, str [n]."""
+        ids, images = self.whole.image_ids, self.whole.images
+        if self.has_ids:
+            return ids
+        files = all(isinstance(image, str | Path) for image in images)
+        keys = file_keys(images) if files else self.image_keys
+        _, first, same = np.unique(keys, return_index=True, return_inverse=True)
+        return ids[first[same]]
 
 
 def _check_responses(responses: npt.NDArray[Any], images: int, allow_nan: bool) -> Responses:

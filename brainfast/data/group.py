@@ -15,7 +15,7 @@ from ..images import as_images
 from ..surfaces import Surface
 from ..vertex_space import VertexSpace
 from .group_splits import SplitKind, divide
-from .measured import Measured
+from .measured import Measured, share_keys
 from .splits import NAMES, Floats, Indices, Split, Strings, split_hash
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -69,14 +69,15 @@ class Group:
         self.positions = {name: self.space.positions(s) for name, s in self.spaces.items()}
         self.surface: Surface = _agree(named, "surface")
         self.visual_angle_deg: float | None = _agree(named, "visual_angle_deg")
-        _check_shared(named)
-        parts = divide(named, split, fractions, seed)
+        keyed = share_keys(named)
+        _check_shared(keyed)
+        parts = divide(keyed, split, fractions, seed)
         self.data = {name: data.resplit(parts[name]) for name, data in named.items()}
         for name, data in self.data.items():
             _check_train(name, data.train)
         ids = {
             f"{side}/{name}": data.image_keys[parts[name][side]]
-            for name, data in named.items()
+            for name, data in keyed.items()
             for side in NAMES
         }
         self.split_hash = split_hash(ids)

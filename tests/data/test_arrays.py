@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from brainfast.data import Arrays
+from brainfast.data.splits import NAMES, split_by_image
 from brainfast.errors import BrainfastError
+from brainfast.images import as_images
 from brainfast.vertex_space import VertexSpace
 
 N, V = 40, 6
@@ -80,6 +83,45 @@ def test_repeats_and_groups():
     assert len(set(grouped.val.image_ids)) >= 3
 
 
+def repeated(form, folder):
+    """N images that show 12 pictures in turn: arrays, files of other names, or every other one."""
+    pictures = np.random.default_rng(1).integers(0, 256, (12, 5, 4, 3), dtype=np.uint8)
+    shown = pictures[np.arange(N) % 12]
+    if form == "arrays":
+        return shown
+    paths = [folder / f"{row}.png" for row in range(N)]
+    for path, image in zip(paths, shown, strict=True):
+        Image.fromarray(image).save(path)
+    return paths if form == "files" else [(paths, shown)[n // 12 % 2][n] for n in range(N)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("form", ["arrays", "files", "files and arrays"])
+def test_repeats_without_ids_stay_on_one_side(form, seed, tmp_path):
+    data = make(images=repeated(form, tmp_path), seed=seed)[1]
+    sides = {}
+    for name in NAMES:
+        for image in getattr(data, name).images:
+            sides.setdefault(as_images(image)[0].tobytes(), []).append(name)
+    assert len(sides) == 12
+    assert sum(map(len, sides.values())) == N
+    assert all(len(set(where)) == 1 for where in sides.values())
+
+
+def test_images_shown_once_lie_where_their_names_say(tmp_path):
+    """Models that were trained before repeats were looked for know these splits."""
+    random = np.random.default_rng(3)
+    arrays = random.integers(0, 256, (N, 5, 4, 3), dtype=np.uint8)
+    paths = [tmp_path / f"{row}.png" for row in range(N)]
+    for row, path in enumerate(paths):
+        path.write_bytes(random.bytes(9 + row % 3))  # alike in size, not in content, and no images
+    names = {"arrays": [f"image-{row:06d}" for row in range(N)], "files": [p.stem for p in paths]}
+    for form, images in (("arrays", arrays), ("files", paths)):
+        data = make(images=images, seed=5)[1]
+        for side, rows in split_by_image(names[form], (0.8, 0.1, 0.1), 5).items():
+            assert getattr(data, side).image_ids.tolist() == [names[form][row] for row in rows]
+
+
 def test_memory_map_is_not_read_whole(tmp_path):
     values = np.zeros((500, V), dtype=np.float32)
     values[101] = np.nan
@@ -106,6 +148,8 @@ def test_memory_map_is_not_read_whole(tmp_path):
         {"coordinates": np.full((V, 3), np.nan)},
         {"rois": {"A": np.ones(V - 1, dtype=bool)}},
         {"rois": {"A": np.array([V])}},
+        {"rois": {"A": np.array([0, 1, 1, 0, 0, 0])}},
+        {"images": np.zeros((N, 5, 4, 3), np.uint8)},
         {"space": VertexSpace("fsaverage5", [1], [2])},
         {"image_ids": ["a"]},
         {"groups": ["a"]},

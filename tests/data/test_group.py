@@ -5,6 +5,7 @@ from PIL import Image
 from brainfast.data import Algonauts, Arrays, Group
 from brainfast.data.splits import NAMES
 from brainfast.errors import BrainfastError
+from brainfast.images import as_images
 from brainfast.vertex_space import VertexSpace
 
 POOL = 60  # distinct images
@@ -199,27 +200,78 @@ def test_unique_images():
         assert (images[int(index[pair])] == split.image(pair)).all()
 
 
-def test_images_without_ids_are_known_by_their_content(tmp_path):
-    paths = {}
-    for name in ("one", "two"):
-        folder = tmp_path / name
-        folder.mkdir()
-        paths[name] = []
-        for place, number in enumerate(SEEN[name]):
-            # Positions are the names: alike for different images.
-            paths[name].append(folder / f"{place}.png")
-            Image.fromarray(picture(number)).save(paths[name][-1])
-    data = [subject(name, images=paths[name], image_ids=None) for name in paths]
-    found = Group(data, fractions=FRACTIONS)
-    numbers = {}
+def shown_as(form, name, folder):
+    """A subject whose images are arrays or PNG files as small as told; "ids" are names for them."""
+    if "files" not in form:
+        return subject(name) if "ids" in form else subject(name, image_ids=None)
+    paths = []
+    (folder / name).mkdir()
+    for place, number in enumerate(SEEN[name]):
+        # Positions are the names: alike for different images.
+        paths.append(folder / name / f"{place}.png")
+        level = 1 if "large" in form else 9
+        Image.fromarray(picture(number)).save(paths[-1], compress_level=level)
+    return subject(name, images=paths, **({} if "ids" in form else {"image_ids": None}))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "forms",
+    [
+        ("files", "files"),
+        ("large files", "files"),
+        ("files", "arrays"),
+        ("arrays", "arrays"),
+        ("arrays with ids", "arrays"),
+        ("arrays", "files with ids"),
+        ("files with ids", "files"),
+    ],
+)
+def test_a_picture_without_an_id_is_known_by_its_content(tmp_path, forms, seed):
+    """However two subjects give it, it has one id and lies on one side."""
+    data = [
+        shown_as(form, name, tmp_path) for name, form in zip(("one", "two"), forms, strict=True)
+    ]
+    found = Group(data, fractions=FRACTIONS, seed=seed)
+    seen = {}
+    for side in NAMES:
+        split = getattr(found, side)
+        for pair, image_id in enumerate(split.image_ids):
+            content = as_images(split.image(pair))[0].tobytes()
+            seen.setdefault(content, []).append((side, str(image_id)))
+    assert len(seen) == 50
+    assert sum(map(len, seen.values())) == 60
+    assert all(len(set(where)) == 1 for where in seen.values())
+
+
+def test_ids_stay_where_another_subject_has_none():
+    """Texts are found by them, and the sides of those who have them are as they were."""
+    alone = subject("one", fractions=FRACTIONS, seed=3)
+    unnamed = subject("two", image_ids=None)
+    found = Group([alone, unnamed], fractions=FRACTIONS, seed=3)
+    for name in NAMES:
+        expected = getattr(alone, name).image_ids.tolist()
+        assert getattr(found, name).of("one").image_ids.tolist() == expected
+    where = sides(found)
+    shared = [f"nsd-{number:05d}" for number in SEEN["two"] if number in SEEN["one"]]
+    assert len(shared) == 10
+    assert all(where["two", image] == where["one", image] for image in shared)
+    assert sides(Group([unnamed, alone], fractions=FRACTIONS, seed=3)) == where
+    for data in (unnamed, found.data["two"]):  # to be grouped with others again
+        assert not set(data.image_keys) & set(shared)
+
+
+def test_an_algonauts_picture_is_known_without_its_id(write_folder):
+    folder = write_folder("subj01", n=12)
+    nsd = Algonauts(folder.path)
+    pictures = [as_images(image)[0] for image in nsd.whole.images]
+    own = Arrays(pictures, np.asarray(nsd.whole.responses), space=nsd.space, visual_angle_deg=8.4)
+    found = Group({"subj01": nsd, "own": own}, fractions=FRACTIONS)
     for name in NAMES:
         split = getattr(found, name)
-        for pair, image_id in enumerate(split.image_ids):
-            numbers.setdefault(image_id, set()).add(
-                (name, int(split.image(pair).stem) + (0, 20)[split.subject_index[pair]])
-            )
-    assert len(numbers) == 50
-    assert all(len(found) == 1 for found in numbers.values())
+        ids = {s: split.image_ids[split.subject_index == s].tolist() for s in (0, 1)}
+        assert ids[0] == ids[1]
+        assert all(image.startswith("nsd-") for image in ids[0])
 
 
 def test_hashes_are_stable():
