@@ -129,7 +129,7 @@ class GroupEncoder:
         subject: whose map predicts; "group" predicts without one. The split is any subject's.
         """
         measured_in = split.space
-        owner = measured_in.subject if subject == GROUP else subject
+        owner = self._name_of(measured_in.subject) if subject == GROUP else subject
         if owner in self.spaces:
             check_split(split, self.space_of(owner), self._known_hash(owner, split))
         columns = np.arange(measured_in.V)
@@ -281,6 +281,11 @@ class GroupEncoder:
 
     def _columns(self, subject: str) -> NDArray[np.int64]:
         return self.space.positions(self.space_of(subject))
+
+    def _name_of(self, owner: str | None) -> str | None:
+        """What the model calls a subject, whose data may have another name of their own."""
+        names = (name for name, space in self.spaces.items() if owner and space.subject == owner)
+        return next(names, owner)
 
     def _known_hash(self, subject: str, split: Split) -> str:
         """Of the subject's part in training; of any part where the training is not known."""

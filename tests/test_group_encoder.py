@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from brainfast import golden
-from brainfast.data import Group
+from brainfast.data import Arrays, Group
 from brainfast.encoder import load
 from brainfast.engine import Engine
 from brainfast.errors import BrainfastError
@@ -180,6 +181,33 @@ def test_splits_of_others_are_refused(
     other = make_group(seed=4)
     with pytest.raises(BrainfastError, match="training images could be scored"):
         encoder.evaluate(other.heldout.of("a"), "a", progress=False)
+
+
+def _renamed(data: Any, subject: str | None) -> Arrays:
+    """The same images and responses under another subject's name, or none."""
+    return Arrays(
+        data.whole.images,
+        np.asarray(data.whole.responses),
+        data.coordinates,
+        space=replace(data.space, subject=subject),
+        image_ids=data.whole.image_ids.tolist(),
+    )
+
+
+@pytest.mark.parametrize("subject", [None, "lab01"])
+def test_group_predictions_for_data_of_no_or_another_name(
+    encoder: GroupEncoder, group: Group, subject: str | None
+) -> None:
+    """Names within a group are enough to know which images a subject was trained on."""
+    data = group.data | {"a": _renamed(group.data["a"], subject)}
+    spaces = encoder.spaces | {"a": data["a"].space}
+    model = replace(encoder, spaces=spaces)
+    same = Group(data, fractions=(0.6, 0.2, 0.2), seed=1)
+    model.evaluate(same.heldout.of("a"), "group", progress=False)
+    assert model.card.scores[-1].subject == "group/a"
+    other = Group(data, fractions=(0.6, 0.2, 0.2), seed=4)
+    with pytest.raises(BrainfastError, match="training images could be scored"):
+        model.evaluate(other.heldout.of("a"), "group", progress=False)
 
 
 def test_parity_goes_into_the_card(encoder: GroupEncoder) -> None:

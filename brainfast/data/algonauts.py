@@ -74,7 +74,7 @@ class Algonauts(Measured):
                 expected="an Algonauts subject's folder, such as challenge_data/subj01",
                 got="no such folder",
             )
-        self.subject = self.folder.resolve().name
+        self.subject: str = self.folder.resolve().name
         self.has_ids = True
         self.surface: surfaces.Surface = surface
         self.visual_angle_deg: float | None = VISUAL_ANGLE_DEG

@@ -29,7 +29,8 @@ PROBES = 4  # shared images looked at, a subject
 class Group:
     """Subjects on one mesh as one data set: `train`, `val`, `heldout` over (subject, image) pairs.
 
-    subjects: data sets such as `Algonauts` and `Arrays`, by name or with names of their own
+    subjects: data sets such as `Algonauts` and `Arrays`, by name or with names of their own. They
+        stay as they are; in the group, one that names no subject has the name given here
     split: "by_image": an image, and whatever is grouped with it, lies on one side for every
         subject; "per_subject": each subject's images are split for themselves, as BlobGPT's report
         does, so that one may train on what another is scored on. Groups that were given mean the
@@ -285,7 +286,7 @@ def _name_subjects(subjects: Mapping[str, Any] | Sequence[Any]) -> dict[str, Mea
                 expected="a brainfast.data.Algonauts or Arrays",
                 got=type(data).__name__,
             )
-    return dict(pairs)
+    return {name: data.as_subject(name) for name, data in pairs}
 
 
 def _agree(named: Mapping[str, Measured], attribute: str) -> Any:

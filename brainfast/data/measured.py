@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -24,7 +25,7 @@ from .splits import NAMES, Floats, Grouping, Indices, Split, Strings, make_split
 class Measured:
     """Images that one subject saw and the responses to them, divided into three splits.
 
-    space: the subject's V vertices
+    subject: whose they are, if anybody's;  space: the subject's V vertices
     has_ids: whether somebody gave the images ids, so that `image_keys` are not hashes of pixels
     whole: all measured images in their own order, as one Split named "whole"
     grouping: the group of every image of `whole`, and the split that a table fixed for it
@@ -32,6 +33,7 @@ class Measured:
     train, val, heldout: splits of `whole`;  split_hash: SHA-256 of which image is on which side
     """
 
+    subject: str | None
     space: VertexSpace
     has_ids: bool
     whole: Split
@@ -64,6 +66,16 @@ class Measured:
 
     def _keys(self) -> Strings:
         raise NotImplementedError
+
+    def as_subject(self, name: str) -> Self:
+        """The same data as those of `name`, unless they name their subject themselves."""
+        if self.space.subject:
+            return self
+        other = copy.copy(self)
+        other.subject, other.space = name, replace(self.space, subject=name)
+        for part in ("whole", *NAMES):
+            setattr(other, part, replace(getattr(self, part), space=other.space))
+        return other
 
     def with_keys(
         self,

@@ -274,6 +274,20 @@ def test_an_algonauts_picture_is_known_without_its_id(write_folder):
         assert all(image.startswith("nsd-") for image in ids[0])
 
 
+def test_subjects_that_name_none_are_named_by_the_group():
+    unnamed, named = subject("one", subject=None), subject("two")
+    found = Group({"a": unnamed, "b": unnamed, "c": named}, fractions=FRACTIONS)
+    owners = {"a": "a", "b": "b", "c": "two"}
+    for name, owner in owners.items():
+        assert found.spaces[name].subject == found.data[name].subject == owner
+        assert found.data[name].whole.space.subject == owner
+        for side in NAMES:
+            assert getattr(found, side).of(name).space.subject == owner
+    for split in (unnamed, unnamed.whole, *(getattr(unnamed, side) for side in NAMES)):
+        assert split.space.subject is None
+    assert unnamed.subject is None
+
+
 def test_hashes_are_stable():
     first, again = group(), group()
     assert first.split_hash == again.split_hash
