@@ -69,8 +69,8 @@ def score_split(
     *,
     progress: bool,
 ) -> Scores:
-    """Scores of one split, per vertex, with its noise ceiling; one without responses is an
-    error."""
+    """Scores of one split, per vertex over the trials that measured it, with its noise ceiling;
+    one without responses is an error."""
     if split.responses is None:
         raise BrainfastError(
             f"the {split.name} split",

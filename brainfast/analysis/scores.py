@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ..errors import BrainfastError
 from ..files import hash_arrays, load_tensors, read_json, save_tensors, write_json
+from .sums import MaskedSums
 
 if TYPE_CHECKING:
     from ..vertex_space import VertexSpace
@@ -31,8 +32,9 @@ def r2(
 ) -> Floats:
     """R2 = 1 - sum (measured - predicted)^2 / sum (measured - mean of measured)^2, per vertex [V].
 
-    The mean is that of the N images scored (FactorTopy, section 4). Sums are float64 whatever the
-    input. A vertex whose measurement is constant, or holds a NaN, has no R2 and gets NaN.
+    The mean is that of the N images scored (FactorTopy, section 4); those for which a vertex is NaN
+    in `measured` are left out for it. Sums are float64 whatever the input. A vertex whose
+    measurement is constant, or that has fewer than 2, has no R2 and gets NaN.
     """
     return _accumulate(predicted, measured).r2()
 
@@ -43,9 +45,9 @@ def pearson(
 ) -> Floats:
     """r = cov(predicted, measured) / (sd(predicted) sd(measured)), per vertex [V], float64.
 
-    A measurement that is constant, or holds a NaN, gives NaN: there is nothing to predict. A
-    prediction that is constant where the measurement is not gives 0: it predicts nothing, and must
-    not drop out of a mean.
+    Images are left out as in `r2`. A measurement that is constant gives NaN: there is nothing to
+    predict. A prediction that is constant where the measurement is not gives 0: it predicts
+    nothing, and must not drop out of a mean.
     """
     return _accumulate(predicted, measured).pearson()
 
@@ -108,19 +110,15 @@ def score(
 
 
 class ScoreAccumulator:
-    """Means and centred sums of squares and products per vertex, updated batch by batch.
+    """R2 and r of every vertex over the trials that measured it, updated batch by batch.
 
-    The N x V responses never need to be in memory. Batches are merged with the pairwise formula of
-    Chan, Golub and LeVeque, in float64, so neither offsets nor the batch size change the result;
-    the mean is taken around a batch's first image, so a constant vertex stays exactly constant.
+    The N x V responses never need to be in memory; see `MaskedSums`. n: images so far in which any
+    vertex was measured.
     """
 
     def __init__(self) -> None:
         self.n = 0
-        self._mean = np.zeros((2, 0))  # predicted, measured
-        self._squares = np.zeros((2, 0))
-        self._products = np.zeros(0)
-        self._errors = np.zeros(0)
+        self._sums = MaskedSums(0)
 
     def update(
         self,
@@ -136,9 +134,9 @@ class ScoreAccumulator:
                 got=f"{list(guess.shape)} and {list(truth.shape)}",
             )
         V = guess.shape[1]
-        if self.n and self._products.size != V:
+        if self._sums.V not in (0, V):
             raise BrainfastError(
-                "predicted", expected=f"{self._products.size} vertices, as before", got=f"{V}"
+                "predicted", expected=f"{self._sums.V} vertices, as before", got=f"{V}"
             )
         if not np.isfinite(guess).all():
             raise BrainfastError("predicted", expected="finite values", got="NaN or infinity")
@@ -146,44 +144,22 @@ class ScoreAccumulator:
             raise BrainfastError(
                 "measured", expected="finite values, or NaN where none", got="infinity"
             )
+        if self._sums.V == 0:
+            self._sums = MaskedSums(V)
         for start in range(0, len(guess), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
-            self._merge(np.stack([guess[rows], truth[rows]]).astype(np.float64))
-
-    def _merge(self, values: Floats) -> None:  # [2,B,V]
-        B = values.shape[1]
-        first = values[:, 0]
-        mean = first + (values - first[:, None]).mean(axis=1)
-        centred = values - mean[:, None]
-        squares = (centred**2).sum(axis=1)
-        products = (centred[0] * centred[1]).sum(axis=0)
-        errors = ((values[1] - values[0]) ** 2).sum(axis=0)
-        if self.n == 0:
-            self._mean, self._squares = mean, squares
-            self._products, self._errors = products, errors
-        else:
-            shift = mean - self._mean
-            weight = self.n * B / (self.n + B)
-            self._squares += squares + weight * shift**2
-            self._products += products + weight * shift[0] * shift[1]
-            self._errors += errors
-            self._mean += shift * (B / (self.n + B))
-        self.n += B
+            self._sums.merge(np.stack([guess[rows], truth[rows]]).astype(np.float64))
+        self.n += int((~np.isnan(truth)).any(axis=1).sum())
 
     def r2(self) -> Floats:
-        """R2 of all images so far, per vertex [V]; see `r2`."""
+        """R2 over all images so far, per vertex [V]; see `r2`."""
         self._check_count()
-        spread = self._squares[1]
-        return 1.0 - self._errors / np.where(spread > 0, spread, np.nan)
+        return self._sums.r2()
 
     def pearson(self) -> Floats:
         """Correlation over all images so far, per vertex [V]; see `pearson`."""
         self._check_count()
-        guess, truth = np.sqrt(self._squares)
-        truth = np.where(truth > 0, truth, np.nan)
-        flat = guess == 0
-        r = self._products / np.where(flat, 1.0, guess) / truth
-        return np.clip(np.where(flat & ~np.isnan(truth), 0.0, r), -1.0, 1.0)
+        return self._sums.pearson()
 
     def scores(
         self,
@@ -206,7 +182,7 @@ class ScoreAccumulator:
 
     def _check_count(self) -> None:
         if self.n < 2:
-            raise BrainfastError("scores", expected="at least 2 images", got=f"{self.n}")
+            raise BrainfastError("scores", expected="at least 2 images measured", got=f"{self.n}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -219,7 +195,7 @@ class Scores:
     r2: Floats  # [V]
     r: Floats  # [V]
     ceiling: Floats | None  # [V], share of variance, 0 to 1
-    n: int  # images scored
+    n: int  # images scored: those in which any vertex was measured
     split_hash: str = ""
     model_hash: str = ""
     reason: str | None = None

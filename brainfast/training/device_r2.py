@@ -10,14 +10,14 @@ from ..errors import BrainfastError
 class DeviceR2:
     """R2 = 1 - sum (measured - predicted)^2 / sum (measured - mean)^2 a vertex, batch by batch.
 
-    The sums of `analysis.scores.ScoreAccumulator`, in float64 on the device of the responses; the
-    host waits for nothing before `r2`. Batches are merged with the formula of Chan, Golub and
-    LeVeque, so neither offsets nor the batch size matter.
+    The sums of `analysis.sums.MaskedSums`, in float64 on the device of the responses; the host
+    waits for nothing before `r2`. Batches are merged with the formula of Chan, Golub and LeVeque,
+    so neither offsets nor the batch size matter. NaN is a vertex that was not measured.
     """
 
     def __init__(self) -> None:
-        self.n = 0
-        self._mean = self._spread = self._errors = torch.zeros(0, dtype=torch.float64)
+        self._count = self._mean = torch.zeros((), dtype=torch.float64)
+        self._spread = self._errors = torch.zeros((), dtype=torch.float64)
         self._finite = torch.ones((), dtype=torch.bool)
 
     def update(
@@ -26,27 +26,26 @@ class DeviceR2:
         measured: torch.Tensor,  # [B,V]
     ) -> None:
         """Add a batch."""
-        finite = torch.isfinite(predicted).all()
         guess, truth = predicted.double(), measured.double()
-        first = truth[0]  # around it a constant vertex stays exactly constant
-        mean = first + (truth - first).mean(dim=0)
-        spread = (truth - mean).square().sum(dim=0)
-        errors = (truth - guess).square().sum(dim=0)
-        count = len(truth)
-        if self.n == 0:
-            self._mean, self._spread, self._errors = mean, spread, errors
-            self._finite = finite
-        else:
-            shift = mean - self._mean
-            whole = self.n + count
-            self._spread = self._spread + spread + (self.n * count / whole) * shift.square()
-            self._errors = self._errors + errors
-            self._mean = self._mean + shift * (count / whole)
-            self._finite = self._finite & finite
-        self.n += count
+        missing = torch.isnan(truth)
+        count = (~missing).sum(dim=0, dtype=torch.float64)
+        # Around a trial of its own a constant vertex stays exactly constant.
+        first = truth.gather(0, missing.int().argmin(dim=0, keepdim=True))
+        offsets = torch.where(missing, 0.0, truth - first).sum(dim=0)
+        mean = torch.where(count > 0, first[0] + offsets / count.clamp(min=1), 0.0)
+        spread = torch.where(missing, 0.0, truth - mean).square().sum(dim=0)
+        errors = torch.where(missing, 0.0, truth - guess).square().sum(dim=0)
+        total = (self._count + count).clamp(min=1)
+        shift = mean - self._mean
+        weight = self._count * count / total
+        self._spread = self._spread + spread + weight * shift.square()
+        self._errors = self._errors + errors
+        self._mean = self._mean + shift * (count / total)
+        self._count = self._count + count
+        self._finite = self._finite & torch.isfinite(predicted).all()
 
     def r2(self) -> torch.Tensor:  # [V] float64
-        """Of all images so far; NaN where the measurement is constant or holds a NaN.
+        """Of all images so far; NaN where the measurement is constant, or that of fewer than 2.
 
         Errors: a prediction that was not finite is a BrainfastError.
         """

@@ -188,8 +188,9 @@ class GroupTrainer:
             stop = start + len(latent)
             accumulator.update(predicted.cpu().numpy(), split.responses[np.arange(start, stop)])
             start = stop
-        r2: NDArray[np.float64] = accumulator.r2()
-        return r2
+        if accumulator.n < 2:  # hardly measured: no say in the median
+            return np.full(len(rows), np.nan)
+        return accumulator.r2()
 
     def _validation_tokens(self, subject: str, count: int) -> Iterator[Tokens]:
         if self.tokens is None:

@@ -114,7 +114,7 @@ class Trainer:
                 on_host.update(predicted.numpy(), measured.numpy())
             else:
                 on_device.update(predicted, measured)
-        r2 = on_host.r2() if on_host.n else on_device.r2().cpu().numpy()
+        r2 = on_host.r2() if self.device.type == "cpu" else on_device.r2().cpu().numpy()
         return float(np.nanmean(r2))
 
     def _finished(self) -> bool:

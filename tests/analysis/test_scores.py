@@ -82,7 +82,7 @@ def test_vertices_without_a_score():
     measured = random.normal(size=(300, 4)).astype(np.float32)
     predicted = random.normal(size=(300, 4)).astype(np.float32)
     measured[:, 0] = 0.1  # constant, and 0.1 has no exact mean in binary
-    measured[7, 1] = np.nan
+    measured[1:, 1] = np.nan
     predicted[:, 2] = 0.3
     assert np.isnan(r2(predicted, measured)).tolist() == [True, True, False, False]
     r = pearson(predicted, measured)
@@ -90,6 +90,32 @@ def test_vertices_without_a_score():
     assert r[2] == 0
     predicted[:, 0] = 0.3
     assert np.isnan(pearson(predicted, measured)[0])
+
+
+@pytest.mark.parametrize("batch", [1, 9, 300])
+def test_each_vertex_is_scored_on_its_own_trials(batch):
+    random = np.random.default_rng(5)
+    measured = random.standard_normal((300, 7)) + 30
+    predicted = measured + random.standard_normal((300, 7))
+    present = random.random((300, 7)) < 0.7
+    present[[0, 100]] = False
+    present[:, 2] = False
+    present[1:, 3] = False
+    present[8, 3] = True  # one trial only
+    measured[:, 4] = 0.1
+    predicted[:, 5] = 1
+    measured[~present] = np.nan
+    accumulator = ScoreAccumulator()
+    for start in range(0, 300, batch):
+        accumulator.update(predicted[start : start + batch], measured[start : start + batch])
+    for vertex in (0, 1, 5, 6):
+        pair = predicted[present[:, vertex], vertex], measured[present[:, vertex], vertex]
+        r = 0 if vertex == 5 else pearsonr(*pair).statistic
+        assert accumulator.r2()[vertex] == pytest.approx(r2_score(*reversed(pair)), rel=1e-9)
+        assert accumulator.pearson()[vertex] == pytest.approx(r, rel=1e-9)
+    for values in (accumulator.r2(), accumulator.pearson()):
+        assert np.flatnonzero(np.isnan(values)).tolist() == [2, 3, 4]
+    assert accumulator.n == present.any(axis=1).sum() == 298
 
 
 def test_noise_ceiling():

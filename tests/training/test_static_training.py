@@ -260,15 +260,19 @@ def test_r2_summed_on_the_device_is_that_of_the_scores(batch):
     rng = np.random.default_rng(0)
     measured = rng.normal(size=(50, 6)).astype(np.float32) + 1e4
     measured[:, 1] = 3.0  # constant
-    measured[7, 2] = np.nan
     predicted = (measured + rng.normal(size=(50, 6))).astype(np.float32)
-    predicted[:, 2] = 0
+    measured[7, 2] = np.nan
+    measured[[0, 9]] = np.nan
+    measured[:, 4] = np.nan
+    measured[1:, 5] = np.nan
+    measured[3, 5] = 2.0  # once
     ours, theirs = DeviceR2(), ScoreAccumulator()
     for start in range(0, 50, batch):
         rows = slice(start, start + batch)
         ours.update(torch.from_numpy(predicted[rows]), torch.from_numpy(measured[rows]))
         theirs.update(predicted[rows], measured[rows])
     np.testing.assert_allclose(ours.r2().numpy(), theirs.r2(), rtol=1e-12)
+    assert np.isnan(theirs.r2()).tolist() == [False, True, False, False, True, True]
     ours.update(torch.full((1, 6), torch.inf), torch.zeros(1, 6))
     with pytest.raises(BrainfastError, match="predicted: expected finite"):
         ours.r2()
