@@ -42,7 +42,8 @@ def add_subject(
     With E = U S V' the embedding on the subject's vertices and m its mean, the map minimises
     sum |y - m - E (shared f + W f + b)|^2 + alpha |S V' W|^2 over the first `trials` images of
     `train` (all without); alpha is chosen among `alphas` by leave-one-out error. Nothing else
-    changes, so the answers for other subjects stay as they are, to the bit.
+    changes, so the answers for other subjects stay as they are, to the bit. Trials without any
+    measurement are left out.
     others: the subject's other parts, which the model's card is to know, so that training images
     are never scored by mistake. sgd_steps: steps of AdamW on the squared error of the responses
     afterwards; with `validation` the best step is kept, the ridge's being one of them.
@@ -63,6 +64,12 @@ def add_subject(
         )
     columns = encoder.space.positions(train.space)
     latent, measured = _examples(encoder, train, count, progress)
+    if len(measured) < LEAST_TRIALS:
+        raise BrainfastError(
+            "trials",
+            expected=f"at least {LEAST_TRIALS} with a measurement",
+            got=f"{len(measured)} of {count}",
+        )
     weight, bias = _ridge(encoder.head, columns, latent, measured, alphas)
     head = _with_map(encoder.head, subject, weight, bias)
     if sgd_steps:
@@ -72,7 +79,7 @@ def add_subject(
     if training is not None:
         parts = [train, *others]
         hashes = training.split_hashes | {f"{part.name}/{subject}": part.hash for part in parts}
-        images = training.images | {f"{train.name}/{subject}": count}
+        images = training.images | {f"{train.name}/{subject}": len(measured)}
         training = training.model_copy(update={"split_hashes": hashes, "images": images})
     return GroupEncoder.assemble(
         model=encoder.card.model,
@@ -91,7 +98,7 @@ def add_subject(
 def _examples(
     encoder: GroupEncoder, split: Split, count: int | None, progress: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents [n,K] and measured responses [n,V_s] of the first images of a split."""
+    """Latents [n,K] and responses [n,V_s] of those of a split's first images that were measured."""
     count = len(split) if count is None else count
     if split.responses is None:
         raise BrainfastError(f"the {split.name} split", expected="measured responses", got="none")
@@ -102,8 +109,9 @@ def _examples(
         for tokens in encoder.trunk.features(split.images[:count], 16):
             parts.append(encoder.head.latent(encoder.head.project(tokens)).cpu())
             bar.update(len(parts[-1]))
-    measured = np.array(split.responses[np.arange(count)], dtype=np.float32)
-    return torch.cat(parts), torch.from_numpy(measured)
+    measured = torch.from_numpy(np.array(split.responses[np.arange(count)], dtype=np.float32))
+    known = torch.isfinite(measured).any(dim=1)
+    return torch.cat(parts)[known], measured[known]
 
 
 def _ridge(

@@ -83,6 +83,32 @@ def test_gradient_steps_never_leave_a_worse_map(pair: tuple[Any, Group]) -> None
     assert error(refined) <= error(plain) * (1 + 1e-6)
 
 
+def test_trials_without_data_are_left_out(pair: tuple[Any, Group]) -> None:
+    encoder, group = pair
+    train, val = (restricted(getattr(group, side).of("c"), encoder) for side in ("train", "val"))
+    values = np.array(train.responses[:])
+    kept = np.delete(np.arange(len(train)), [0, 5])
+    fewer = replace(
+        train,
+        images=[train.images[row] for row in kept],
+        responses=Responses([values[kept]]),
+    )
+    values[[0, 5]] = np.nan
+    gaps = replace(train, responses=Responses([values], allow_nan=True))
+    options = {"progress": False, "sgd_steps": 3, "validation": val}
+    found, expected = (add_subject(encoder, "c", split, **options) for split in (gaps, fewer))
+    for name in ("subject_weight", "subject_bias"):
+        new, old = (getattr(grown.head, name)[-1] for grown in (found, expected))
+        torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-5)
+    assert found.card.training.images["train/c"] == len(kept)
+    values[3:] = np.nan
+    bare = replace(train, responses=Responses([values], allow_nan=True))
+    with pytest.raises(
+        BrainfastError, match=f"at least 4 with a measurement, got 2 of {len(train)}"
+    ):
+        add_subject(encoder, "c", bare, progress=False)
+
+
 def test_bad_input_is_one_line(pair: tuple[Any, Group]) -> None:
     encoder, group = pair
     train = restricted(group.train.of("c"), encoder)
