@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -268,6 +267,7 @@ def _train_group(
     from .data.text import TextEmbeddings
     from .group_encoder import GroupEncoder
     from .training import fit_group
+    from .training.ranks import process_rank
 
     with resumable(_where(shared["work"])):
         encoder = fit_group(
@@ -279,7 +279,7 @@ def _train_group(
             text=None if text is None else TextEmbeddings.read(text),
             **shared,
         )
-    if int(os.environ.get("RANK", "0")) > 0:
+    if process_rank() > 0:
         return
     encoder.card = encoder.card.credited(**credit)
     encoder.save(out, onnx=onnx)

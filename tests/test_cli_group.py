@@ -51,6 +51,17 @@ def model(folders: list[Path]) -> Path:
     return out
 
 
+def test_a_rank_left_behind_by_a_scheduler_counts_for_nothing(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    out = tmp_path / "model"
+    done = brainfast("train", folders[0], "--out", out, "--model", "blobgpt", *TRAIN)
+    assert f"model: {out}" in done.out
+    assert (out / "config.json").is_file()
+
+
 def test_evaluate_prints_every_subject_and_their_median(model: Path, folders: list[Path]) -> None:
     done = brainfast("evaluate", model, *folders, "--json", "--quiet")
     found = json.loads(done.out)

@@ -14,6 +14,14 @@ import torch.distributed as dist
 from ..errors import BrainfastError
 
 
+def process_rank() -> int:
+    """This process's place in a `torchrun`, 0 without one.
+
+    Schedulers leave variables of the same names behind: only torchrun's count.
+    """
+    return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
+
+
 class Ranks:
     """The processes of a `torchrun`; one process where there was none.
 
@@ -21,10 +29,8 @@ class Ranks:
     """
 
     def __init__(self, device: torch.device) -> None:
-        # Schedulers leave variables of the same names behind: only torchrun's count.
-        launched = dist.is_torchelastic_launched()
-        self.size = int(os.environ["WORLD_SIZE"]) if launched else 1
-        self.rank = int(os.environ["RANK"]) if launched else 0
+        self.size = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+        self.rank = process_rank()
         if device.type == "cuda" and self.size > 1:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
