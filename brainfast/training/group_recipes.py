@@ -82,7 +82,7 @@ class GroupRecipe(BaseModel):
         """The recipe with `steps` for its epochs over so many pairs; as it is without epochs."""
         if self.epochs is None:
             return self
-        steps = max(1, round(self.epochs * count / self.batch))
+        steps = max(1, round(self.epochs * count / min(self.batch, count)))
         return self.changed({"steps": steps, "epochs": self.epochs})
 
 

@@ -54,7 +54,7 @@ def test_epochs_become_the_steps_of_this_group():
     assert recipe.for_pairs(63_823).steps == 2081  # all of Algonauts, 6 times 184 at a time
     assert recipe.for_pairs(1840).steps == 60
     assert recipe.for_pairs(1840).warm_up == 6
-    assert recipe.for_pairs(1).steps == 1
+    assert recipe.for_pairs(100).steps == 6  # a batch holds all of them once
     fixed = recipe.changed({"steps": 9})
     assert (fixed.epochs, fixed.for_pairs(1840).steps) == (None, 9)
     plain = GroupRecipe(name="plain", steps=5)
