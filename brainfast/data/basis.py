@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -203,7 +204,7 @@ def basis_memory(n: int, V: int, components: int, method: Method = "randomized")
     wide = components + OVERSAMPLES
     if method == "randomized":
         return FLOAT32 * (n * V + 6 * (n + V) * wide)
-    stacked = wide + _incremental_rows(components) + 1
+    stacked = wide + int(np.diff(_incremental_edges(n, components)).max()) + 1
     return FLOAT64 * 7 * stacked * V
 
 
@@ -227,8 +228,14 @@ def _choose(
     )
 
 
-def _incremental_rows(components: int) -> int:
-    return max(components + OVERSAMPLES, LEAST_ROWS)
+def _incremental_edges(n: int, components: int) -> Indices:
+    """Where the blocks of the incremental fit begin and end, [blocks + 1].
+
+    They are equal but for one pair, so that none has fewer pairs than components, which some
+    releases of scikit-learn refuse.
+    """
+    blocks = max(1, n // max(components + OVERSAMPLES, LEAST_ROWS))
+    return np.arange(blocks + 1, dtype=np.int64) * n // blocks
 
 
 def _chunk_rows(V: int) -> int:
@@ -286,16 +293,15 @@ def _incremental(
     tell: Callable[[int, int], None],
 ) -> tuple[Floats, Doubles, float]:
     """The same, some pairs at a time; a few components more are followed, as `_randomized` does."""
-    n, step = len(split), _incremental_rows(components)
+    n = len(split)
     fit = IncrementalPCA(min(components + OVERSAMPLES, n, split.V), copy=False)
     squares = 0.0
     order = np.random.default_rng(seed).permutation(n)
-    for start in range(0, n, step):
-        pairs = np.sort(order[start : start + step])
-        block = _centred(split, centre, pairs)
+    for start, stop in pairwise(_incremental_edges(n, components).tolist()):
+        block = _centred(split, centre, np.sort(order[start:stop]))
         squares += _squares(block)
         fit.partial_fit(block, check_input=False)
-        tell(n + len(pairs) + start, 2 * n)
+        tell(n + stop, 2 * n)
     singular = np.asarray(fit.singular_values_[:components], dtype=np.float64)
     return fit.components_[:components].T, singular, squares
 

@@ -3,9 +3,10 @@ import logging
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from sklearn.decomposition import IncrementalPCA
 
 from brainfast.data import Arrays, Group
-from brainfast.data.basis import Basis, basis_memory, fit_basis
+from brainfast.data.basis import OVERSAMPLES, Basis, basis_memory, fit_basis
 from brainfast.errors import BrainfastError
 from brainfast.vertex_space import VertexSpace
 
@@ -87,10 +88,30 @@ def test_incremental_agrees(missing):
     split = group(missing).train
     whole, some = (fit_basis(split, R, method=m) for m in ("randomized", "incremental"))
     assert (some.method, whole.method) == ("incremental", "randomized")
-    assert len(split) > 256  # more than one step
+    assert len(split) > 2 * 256  # more than one step
     assert np.allclose(some.bias, whole.bias, atol=1e-6)
     assert ((some.weight * whole.weight).sum(axis=0) > 0.9999).all()  # signs too
     assert np.allclose(some.explained, whole.explained, rtol=0.01)
+
+
+def test_incremental_with_pairs_left_over(monkeypatch):
+    """As releases of scikit-learn do that refuse any block of fewer pairs than components."""
+    sizes, fit = [], IncrementalPCA.partial_fit
+
+    def strict(self, block, **options):
+        assert len(block) >= self.n_components
+        sizes.append(len(block))
+        return fit(self, block, **options)
+
+    monkeypatch.setattr("brainfast.data.basis.LEAST_ROWS", 8)
+    monkeypatch.setattr(IncrementalPCA, "partial_fit", strict)
+    split = group().train
+    wide = R + 2 + OVERSAMPLES
+    assert 0 < len(split) % wide < wide
+    basis = fit_basis(split, R + 2, method="incremental")
+    assert sum(sizes) == len(split)
+    assert max(sizes) < 2 * wide
+    assert largest_angle(basis.weight[:, :R], by_numpy(split)[0]) < 0.02
 
 
 def test_seed_and_signs():
