@@ -108,7 +108,7 @@ class TokenCache:
         if trunk is not None:
             want |= _trunk_key(trunk)
         if images is not None:
-            want["images_hash"] = _hash_images(as_sequence(images))
+            want["images_hash"] = hash_images(as_sequence(images))
         check_key(folder, index, {name: value for name, value in want.items() if value})
         path = folder / DATA_FILE
         if not path.is_file():
@@ -234,7 +234,7 @@ def _key(trunk: Trunk, images: Sequence[Any], grid: tuple[int, ...], dtype: Kind
         raise BrainfastError("dtype", expected="fp32 or bf16", got=repr(dtype))
     if len(images) == 0:
         raise BrainfastError("images", expected="at least one image", got="none")
-    return Key(**_trunk_key(trunk), grid=grid, dtype=dtype, images_hash=_hash_images(images))
+    return Key(**_trunk_key(trunk), grid=grid, dtype=dtype, images_hash=hash_images(images))
 
 
 def _trunk_key(trunk: Trunk) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def _trunk_key(trunk: Trunk) -> dict[str, Any]:
     }
 
 
-def _hash_images(images: Sequence[Any]) -> str:
+def hash_images(images: Sequence[Any]) -> str:
     """SHA-256 over the images in order: a file's bytes, or an array's."""
 
     def digest(index: int) -> str:

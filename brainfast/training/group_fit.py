@@ -16,6 +16,7 @@ from ..data.basis import Basis, fit_basis
 from ..data.group import Group
 from ..data.splits import NAMES
 from ..data.text import TextEmbeddings
+from ..data.token_cache import hash_images
 from ..errors import BrainfastError
 from ..files import hash_arrays
 from ..folded_blobgpt import GROUP, is_subject_name
@@ -27,11 +28,12 @@ from ..runtimes import torch_device
 from ..trunks import Trunk
 from .fit import GOLDEN_IMAGES, make_config
 from .group_recipes import GroupRecipe, find_group_recipe
-from .group_tokens import cache_tokens
+from .group_tokens import GroupTokens, cache_tokens
 from .group_trainer import GroupTrainer
 from .ranks import Ranks
 
 ALIGNED = "llm-vem"
+FIXED = ("subjects", "grids", "class_token", "latent", "components")  # from phase 1 on
 
 
 def fit_group(
@@ -59,7 +61,8 @@ def fit_group(
     trunk unfrozen. text: embeddings of the training images, for phase 2 of "llm-vem". `options` are
     the model's and win over the recipe's.
 
-    The same call goes on where an interrupted one stopped, and ends in the same weights. Under
+    The same call goes on where an interrupted one stopped, and ends in the same weights; other
+    images or responses than before are an error, so every image is read once at the start. Under
     `torchrun` each process takes its share of every batch; the result is that of one process.
     """
     chosen = find_group_recipe(model, phase, recipe).for_pairs(len(data.train))
@@ -85,6 +88,7 @@ def fit_group(
             seed=seed,
             progress=progress,
         )
+    images = _hash_images(data, tokens, ranks)
     trainer = GroupTrainer(
         head,
         trunk,
@@ -95,7 +99,7 @@ def fit_group(
         text=text,
         seed=seed,
         work=work,
-        key=_run_key(model, data, trunk, head, chosen, text, seed),
+        key=_run_key(model, data, images, trunk, head, chosen, text, seed),
         ranks=ranks,
         progress=progress,
         tokens=tokens,
@@ -200,15 +204,10 @@ def _continued_head(
     }
     if text is not None and recipe.alignment is not None:
         about |= {"text_dim": text.text_dim, "temperature": recipe.alignment.temperature}
-    config = make_config(config_class, about | options)
-    fixed = ("subjects", "grids", "class_token", "latent", "components")
-    changed = [name for name in fixed if getattr(config, name) != getattr(old.config, name)]
-    if changed:
-        raise BrainfastError(
-            ", ".join(changed),
-            expected="the sizes of the model of phase 1",
-            got=str([getattr(config, name) for name in changed]),
-        )
+    config = make_config(config_class, about | recipe.head | options)
+    _check_sizes(config, {name: getattr(old.config, name) for name in FIXED}, "model of phase 1")
+    if text is not None:
+        _check_sizes(config, {"text_dim": text.text_dim}, "texts")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head: BlobGPT = make_model(old.channels, old.layers, config, old.weight, old.bias)
@@ -219,6 +218,19 @@ def _continued_head(
     }
     head.load_state_dict(known, strict=False)
     return head
+
+
+def _check_sizes(config: Any, wanted: dict[str, Any], whose: str) -> None:
+    """Refuse options that do not fit what is there already."""
+    for name, value in wanted.items():
+        found = getattr(config, name)
+        if found != value:
+            raise BrainfastError(
+                name,
+                expected=f"{value}, as of the {whose}",
+                got=str(found),
+                remedy="leave it out of the recipe's head and of the options",
+            )
 
 
 def _check_names(data: Group) -> None:
@@ -290,9 +302,19 @@ def _check_start(start: GroupEncoder, data: Group) -> None:
         )
 
 
+def _hash_images(data: Group, tokens: GroupTokens | None, ranks: Ranks) -> list[str]:
+    """What the images look like, of which ids and file names tell nothing."""
+    if tokens is not None:
+        return [tokens.images_hash]
+    sides = (data.train, data.val) if ranks.first else ()
+    found: list[str] = ranks.collect([hash_images(side.images) for side in sides])[0]
+    return found
+
+
 def _run_key(
     model: str,
     data: Group,
+    images: list[str],
     trunk: Trunk,
     head: BlobGPT,
     recipe: GroupRecipe,
@@ -310,7 +332,8 @@ def _run_key(
         "start": _hash_of(head),
         "split": data.split_hash,
         "missing": data.missing,
-        "responses": data.train.responses_hash,
+        "images": images,
+        "responses": [data.train.responses_hash, data.val.responses_hash],
         "text": None if text is None else text.hash,
         "seed": seed,
     }

@@ -35,6 +35,11 @@ class GroupTokens:
     ) -> None:
         self._cache, self._train, self._validation = cache, train, validation
 
+    @property
+    def images_hash(self) -> str:
+        """SHA-256 of what was seen: the training images' views and the validation images."""
+        return self._cache.index.key.images_hash
+
     def of_samples(self, samples: NDArray[np.int64]) -> Tokens:
         """Tokens of training samples, float32 on the CPU."""
         return self._cache.tokens(self._train[samples].tolist())
