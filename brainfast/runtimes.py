@@ -33,7 +33,7 @@ Precision = Literal["fp32", "bf16"]
 
 CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 GPU_REMEDY = (
-    "in a fresh environment: pip install brainfast && pip uninstall -y onnxruntime"
+    "in a fresh environment with brainfast: pip uninstall -y onnxruntime"
     " && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 )
 
