@@ -95,7 +95,8 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::pin_workers() {
   const std::vector<int> cpus = allowed_cpus();
-  if (cpus.size() < workers_.size() + 1) return;
+  // Smaller pools of several processes would all sit on the mask's first processors.
+  if (cpus.size() != workers_.size() + 1) return;
   free_cpu_ = cpus[0];
   for (std::size_t i = 0; i < workers_.size(); ++i) {
     worker_cpu_.push_back(cpus[i + 1]);

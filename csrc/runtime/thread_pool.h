@@ -13,8 +13,9 @@
 
 namespace brainfast {
 
-// Threads stay alive between calls: they spin briefly, then sleep. Workers are pinned inside the
-// process's affinity mask and kept off the caller's processor; the caller is never pinned.
+// Threads stay alive between calls: they spin briefly, then sleep. A pool that fills the process's
+// affinity mask pins its workers and keeps them off the caller's processor; the caller is never
+// pinned.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);

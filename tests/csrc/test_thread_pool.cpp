@@ -1,5 +1,7 @@
 #include "runtime/thread_pool.h"
 
+#include <pthread.h>
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -14,6 +16,24 @@
 #include "expect.h"
 
 using namespace brainfast;
+
+// A machine of any size: link with --wrap of both.
+static int pretended_cpus = 0;  // 0: this machine's own
+static std::atomic<int> pins{0};
+
+extern "C" {
+int __real_sched_getaffinity(pid_t process, std::size_t size, cpu_set_t* mask);
+int __wrap_sched_getaffinity(pid_t process, std::size_t size, cpu_set_t* mask) {
+  if (pretended_cpus == 0) return __real_sched_getaffinity(process, size, mask);
+  for (int cpu = 0; cpu < pretended_cpus; ++cpu) CPU_SET(cpu, mask);
+  return 0;
+}
+int __real_pthread_setaffinity_np(pthread_t thread, std::size_t size, const cpu_set_t* mask);
+int __wrap_pthread_setaffinity_np(pthread_t thread, std::size_t size, const cpu_set_t* mask) {
+  ++pins;
+  return pretended_cpus == 0 ? __real_pthread_setaffinity_np(thread, size, mask) : 0;
+}
+}
 
 namespace {
 
@@ -79,6 +99,17 @@ void test_a_job_inside_a_job() {
   EXPECT(sum == 30);
 }
 
+// The first processors of the mask belong to every process that has it.
+void test_only_a_pool_that_fills_the_mask_is_pinned() {
+  pretended_cpus = 4;
+  for (int threads : {1, 2, 3, 4, 5}) {
+    pins = 0;
+    const ThreadPool pool(threads);
+    EXPECT(pins == (threads == pretended_cpus ? threads - 1 : 0));
+  }
+  pretended_cpus = 0;
+}
+
 void test_resizing_while_in_use() {
   set_num_threads(2);
   std::atomic<bool> stop{false};
@@ -129,6 +160,7 @@ int main(int argc, char**) {
   test_participants_are_exclusive();
   test_several_callers();
   test_a_job_inside_a_job();
+  test_only_a_pool_that_fills_the_mask_is_pinned();
   test_resizing_while_in_use();
   test_wrong_sizes_are_refused();
   // ThreadSanitizer does not follow threads that are made in a forked child: then any argument.
