@@ -26,10 +26,44 @@ def cpu_model() -> str:
 
 
 def usable_cores() -> int:
-    """Processors that this process may run on."""
+    """Processors that this process may keep busy: as many as its affinity mask allows and a
+    container's quota pays for. csrc/runtime/usable_cores.h has the same rule."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return min(cores, quota_cores() or cores)
+
+
+def quota_cores(root: Path = Path("/")) -> int:
+    """Processors that the quotas of this process's control group, and of those around it, pay for,
+    rounded up; 0 without a quota. proc and sys are in `root`."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    found = []
+    for line in lines:  # "number:controllers:path", where version 2 names no controllers
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / ("sys/fs/cgroup/cpu" if controllers else "sys/fs/cgroup")
+        group = mount / path.lstrip("/")
+        # A container may see its own group as the mount's root and yet be told another path.
+        found += [_group_cores(at) for at in (group, *group.parents) if at.is_relative_to(mount)]
+    return min(filter(None, found), default=0)
+
+
+def _group_cores(folder: Path) -> int:
+    """Of one control group."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            texts = [(folder / name).read_text(encoding="ascii") for name in names]
+            quota, period = map(int, " ".join(texts).split())
+        except (OSError, ValueError):  # not of this version, or "max" for no quota
+            continue
+        return -(-quota // period) if quota > 0 and period > 0 else 0
+    return 0
 
 
 def available_memory() -> int:

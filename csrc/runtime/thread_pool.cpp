@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "check.h"
+#include "usable_cores.h"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -31,21 +32,6 @@ void pause() {
 #endif
 }
 
-// Processors that this process may run on; empty where the system does not tell.
-std::vector<int> allowed_cpus() {
-  std::vector<int> cpus;
-#if defined(__linux__)
-  cpu_set_t mask;
-  CPU_ZERO(&mask);
-  if (sched_getaffinity(0, sizeof mask, &mask) == 0) {
-    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-      if (CPU_ISSET(cpu, &mask)) cpus.push_back(cpu);
-    }
-  }
-#endif
-  return cpus;
-}
-
 void pin(std::thread& thread, int cpu) {
 #if defined(__linux__)
   cpu_set_t mask;
@@ -67,9 +53,7 @@ int default_threads() {
     check(valid, "BRAINFAST_NUM_THREADS", "a whole number from 1 to 1024", text);
     return static_cast<int>(threads);
   }
-  const std::size_t allowed = allowed_cpus().size();
-  const std::size_t found = allowed ? allowed : std::thread::hardware_concurrency();
-  return std::clamp<int>(static_cast<int>(found), 1, kMaxThreads);
+  return std::min(usable_cores(), kMaxThreads);
 }
 
 }  // namespace

@@ -70,7 +70,8 @@ class ThreadPool {
 };
 
 // The process's pool, made on first use with BRAINFAST_NUM_THREADS threads, or one for each
-// processor of the affinity mask. A forked child makes its own.
+// processor that the affinity mask allows and a container's quota pays for. A forked child makes
+// its own.
 std::shared_ptr<ThreadPool> shared_pool();
 int num_threads();
 void set_num_threads(int threads);

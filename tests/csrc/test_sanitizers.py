@@ -64,6 +64,7 @@ def test_kernels_and_pool_under_address_and_undefined(tmp_path: Path) -> None:
         "test_thread_block_emulator",
         "test_tile",
         "test_thread_pool",
+        "test_usable_cores",
         "test_vertex_embed",
     ]
     tests = build(tmp_path, "address,undefined", *names)
