@@ -176,10 +176,10 @@ py::dict build_info() {
   return info;
 }
 
-py::dict cuda_info_dict() {
-  const CudaInfo found = [] {
+py::dict cuda_info_dict(int only) {
+  const CudaInfo found = [only] {
     const py::gil_scoped_release release;
-    return cuda_info();
+    return cuda_info(only);
   }();
   py::list devices;
   for (const CudaDevice& device : found.devices) {
@@ -272,7 +272,8 @@ PYBIND11_MODULE(_C, m) {
       py::arg("seconds") = 0.1, py::arg("isa") = "",
       "GFLOP/s of float32 multiply-adds on registers, on all threads of the pool.");
   m.def("build_info", &build_info);
-  m.def("cuda_info", &cuda_info_dict);
+  m.def("cuda_info", &cuda_info_dict, py::arg("only") = -1,
+        "Every device, or one alone, which leaves the others untouched.");
 }
 
 }  // namespace brainfast

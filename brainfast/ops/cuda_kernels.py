@@ -15,6 +15,9 @@ from ..machine import ADD_CUDA_KERNELS
 from ..strict_fp32 import strict_fp32
 
 TOLERANCE = 1e-4  # of the largest value: fp32 sums in another order
+# Of gradients: in bf16 some of their products are rounded, which makes 3e-3 of the largest.
+GRADIENT_TOLERANCE = {"fp32": TOLERANCE, "bf16": 1e-2}
+OUT_OF_MEMORY = "out of memory"  # as CUDA and torch say it
 Precision = Literal["fp32", "bf16x3", "bf16"]
 
 
@@ -36,27 +39,44 @@ def check_usable(
     """Whether this build's class `kernels` runs on a CUDA device and answers as torch does.
 
     A no is a warning that says why; `find_difference(device)` says it of the answers, or nothing.
+    Too little memory is an error and no answer: it may pass, and an answer is remembered.
     """
     unnamed = device.type == "cuda" and device.index is None
     index = torch.cuda.current_device() if unnamed else device.index
-    problem = find_problem(kernels, index or 0)
-    if not problem:
-        # Whatever the caller has set for its own products, the answers are judged in float32.
-        with strict_fp32(), torch.autocast(device.type, enabled=False), torch.inference_mode(False):
-            problem = find_difference(device)
+    problem = find_problem(kernels, index or 0) or _try(find_difference, device)
     if problem:
         warnings.warn(f"{operator} on {device} runs as torch operations: {problem}", stacklevel=3)
     return not problem
 
 
+def _try(find_difference: Callable[..., str], device: torch.device) -> str:
+    """What it says, or why the kernels fail."""
+    # Whatever the caller has set for its own products, the answers are judged in float32.
+    with strict_fp32(), torch.autocast(device.type, enabled=False), torch.inference_mode(False):
+        try:
+            return find_difference(device)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY in str(error):
+                raise
+            first, _, _ = str(error).partition("\n")
+            return f"a kernel fails: {first}"
+
+
 def find_problem(kernels: str, index: int) -> str:
-    """Why the kernels cannot run on a device, or nothing."""
+    """Why the kernels cannot run on a device, or nothing. Leaves other devices untouched."""
     if not hasattr(_C, kernels):
         return f"this build has no CUDA kernels; in the source folder: {ADD_CUDA_KERNELS}"
-    found = _C.cuda_info()
+    found = _C.cuda_info(index)
     if found["problem"]:
         return str(found["problem"])
-    problem = str(found["devices"][index]["problem"])
+    problem = str(found["devices"][0]["problem"])
+    if problem == OUT_OF_MEMORY:
+        raise BrainfastError(
+            "memory",
+            expected=f"room for a kernel on cuda:{index}",
+            got=problem,
+            remedy="free memory on the GPU",
+        )
     return problem and f"{problem}; the build has code for {found['architectures']}"
 
 

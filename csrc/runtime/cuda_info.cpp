@@ -2,7 +2,7 @@
 
 namespace brainfast {
 
-CudaInfo cuda_info() {
+CudaInfo cuda_info(int) {
   CudaInfo info;
   info.problem = "brainfast was built without CUDA";
   return info;

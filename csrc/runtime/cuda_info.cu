@@ -1,5 +1,6 @@
 #include <cuda_runtime.h>
 
+#include <future>
 #include <memory>
 
 #include "cuda_info.h"
@@ -54,7 +55,7 @@ CudaDevice describe(int index) {
 
 }  // namespace
 
-CudaInfo cuda_info() {
+CudaInfo cuda_info(int only) {
   CudaInfo info;
   info.compiled = true;
   info.architectures = BRAINFAST_CUDA_ARCHITECTURES;
@@ -72,10 +73,11 @@ CudaInfo cuda_info() {
     cudaGetLastError();
     return info;
   }
-  int current = 0;
-  cudaGetDevice(&current);
-  for (int index = 0; index < count; ++index) info.devices.push_back(describe(index));
-  cudaSetDevice(current);
+  const int first = only < 0 ? 0 : only, end = only < 0 ? count : only + 1;
+  // On a thread of its own: to set the caller's device back would open a context there.
+  std::async(std::launch::async, [&] {
+    for (int index = first; index < end; ++index) info.devices.push_back(describe(index));
+  }).get();
   return info;
 }
 

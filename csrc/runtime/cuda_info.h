@@ -23,7 +23,8 @@ struct CudaInfo {
   std::vector<CudaDevice> devices;
 };
 
-// Never throws for a missing driver or device: that is an answer.
-CudaInfo cuda_info();
+// Of every device, or of one alone: a kernel is run there, which takes some of its memory for as
+// long as the process lives. Never throws for a missing driver or device: that is an answer.
+CudaInfo cuda_info(int only = -1);
 
 }  // namespace brainfast

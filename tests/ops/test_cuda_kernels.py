@@ -9,7 +9,7 @@ import torch
 
 from brainfast.errors import BrainfastError
 from brainfast.machine import ADD_CUDA_KERNELS
-from brainfast.ops import cuda_kernels
+from brainfast.ops import cuda_kernels, vertex_embed_cuda
 
 PLACE = torch.device("cuda:0")
 
@@ -39,9 +39,64 @@ def test_too_little_memory_names_what_was_asked_for_and_what_fits(monkeypatch, f
     ],
 )
 def test_why_the_kernels_cannot_run(monkeypatch, info, words):
-    monkeypatch.setattr(cuda_kernels, "_C", SimpleNamespace(Kernels=None, cuda_info=lambda: info))
-    assert cuda_kernels.find_problem("Kernels", 0) == words
-    assert ADD_CUDA_KERNELS in cuda_kernels.find_problem("Others", 0)
+    tell_of_device(monkeypatch, 3, info)
+    assert cuda_kernels.find_problem("Kernels", 3) == words
+    assert ADD_CUDA_KERNELS in cuda_kernels.find_problem("Others", 3)
+
+
+def tell_of_device(monkeypatch, index, info):
+    """The compiled module's answer where it is asked about this device and no other."""
+
+    def cuda_info(only):
+        assert only == index
+        return info
+
+    monkeypatch.setattr(cuda_kernels, "_C", SimpleNamespace(Kernels=None, cuda_info=cuda_info))
+
+
+def test_a_full_device_is_an_error_and_no_answer(monkeypatch):
+    full = {"problem": "", "devices": [{"problem": "out of memory"}], "architectures": "80-real"}
+    tell_of_device(monkeypatch, 3, full)
+    with pytest.raises(BrainfastError, match="room for a kernel on cuda:3, got out of memory"):
+        cuda_kernels.find_problem("Kernels", 3)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("Allocation on device 0 would exceed allowed memory"),
+        RuntimeError("vertex_embed: CUDA says: out of memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_for_the_check_is_not_remembered(monkeypatch, error):
+    outcomes = [error, ""]
+
+    def find_difference(_):
+        outcome = outcomes.pop(0)
+        if outcome:
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(cuda_kernels, "find_problem", lambda *_: "")
+    monkeypatch.setattr(vertex_embed_cuda, "_difference", find_difference)
+    vertex_embed_cuda.usable.cache_clear()
+    with pytest.raises(type(error), match=str(error)):
+        vertex_embed_cuda.usable(torch.device("cpu"))
+    assert vertex_embed_cuda.usable(torch.device("cpu"))
+    vertex_embed_cuda.usable.cache_clear()
+
+
+def test_a_kernel_that_fails_is_not_used(monkeypatch):
+    def find_difference(_):
+        raise RuntimeError("vertex_embed: CUDA says: invalid argument\nCompile with ...")
+
+    monkeypatch.setattr(cuda_kernels, "find_problem", lambda *_: "")
+    words = "vertex_embed on cpu runs as torch operations: a kernel fails: .*: invalid argument$"
+    with pytest.warns(UserWarning, match=words):
+        assert not cuda_kernels.check_usable(
+            "vertex_embed", "Kernels", torch.device("cpu"), find_difference
+        )
 
 
 def test_answers_are_compared_with_the_largest():

@@ -191,7 +191,7 @@ def test_a_build_without_kernels_says_so_once(monkeypatch, recwarn):
 def test_a_gpu_that_the_build_has_no_code_for_is_named(monkeypatch):
     problem = "no kernel image is available for execution on the device"
     info = {"problem": "", "architectures": "80-real", "devices": [{"problem": problem}]}
-    fake = SimpleNamespace(CudaFactorReadout=None, cuda_info=lambda: info)
+    fake = SimpleNamespace(CudaFactorReadout=None, cuda_info=lambda only: info)
     monkeypatch.setattr(cuda_kernels, "_C", fake)
     with pytest.warns(UserWarning, match="no kernel image.*the build has code for 80-real"):
         assert not factor_readout_cuda.usable(torch.device("cuda:0"))
