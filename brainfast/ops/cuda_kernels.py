@@ -121,6 +121,18 @@ def queue(device: torch.device) -> Queue:
     return {"device": stream.device.index, "stream": stream.cuda_stream}
 
 
+def hold(memory: torch.Tensor, made: Queue, read: Queue) -> None:
+    """Keep a plan's memory from other uses until a stream that did not make it has read it.
+
+    What a captured graph reads must live as long as the graph, which its owner sees to.
+    """
+    if read == made:
+        return
+    with torch.cuda.device(memory.device):
+        if not torch.cuda.is_current_stream_capturing():
+            memory.record_stream(torch.cuda.current_stream())
+
+
 def block(memory: torch.Tensor) -> tuple[int, int]:
     """Address and bytes of memory from `allocate`."""
     return memory.data_ptr(), memory.numel()

@@ -131,13 +131,14 @@ class CudaFactorProjectionPlan:
             [tensor.to(dtype).contiguous() for tensor in part] for part in (filters, maps)
         )
         bias = None if bias is None else bias.float().contiguous()
+        self._made = cuda_kernels.queue(self._device)
         self.kernels.pack(
             cuda_kernels.block(self.packed),
             [tensor.data_ptr() for tensor in filters],
             [tensor.data_ptr() for tensor in maps],
             0 if bias is None else bias.data_ptr(),
             dtype=cuda_kernels.name_of(dtype),
-            **cuda_kernels.queue(self._device),
+            **self._made,
         )
 
     def run(
@@ -160,13 +161,15 @@ class CudaFactorProjectionPlan:
         if not images or not self.latent:
             return out
         scratch = cuda_kernels.allocate(self.kernels.scratch_bytes(images), self._device, images)
+        queue = cuda_kernels.queue(self._device)
+        cuda_kernels.hold(self.packed, self._made, queue)
         self.kernels.forward(
             cuda_kernels.block(self.packed),
             cuda_kernels.block(scratch),
             *(images, [_place(part, head) for part, head in zip(local, heads, strict=True)]),
             dtype=cuda_kernels.name_of(dtype),
             out=out.data_ptr(),
-            **cuda_kernels.queue(self._device),
+            **queue,
         )
         return out
 

@@ -143,11 +143,12 @@ class CudaFactorReadoutPlan:
         small = [tensor.float().contiguous() for tensor in (space, layer, scale, bias)]
         kind = cuda_kernels.shared_dtype(weight)
         weight = weight.to(kind).contiguous()
+        self._made = cuda_kernels.queue(weight.device)
         self.kernels.pack(
             cuda_kernels.block(self.packed),
             *(tensor.data_ptr() for tensor in (*small[:3], weight, small[3])),
             dtype=cuda_kernels.name_of(kind),
-            **cuda_kernels.queue(weight.device),
+            **self._made,
         )
 
     def run(
@@ -167,12 +168,14 @@ class CudaFactorReadoutPlan:
         scratch = cuda_kernels.allocate(self.kernels.token_bytes(images), local.device, images)
         kind = cuda_kernels.shared_dtype(local, global_)
         local, global_ = local.to(kind).contiguous(), global_.to(kind).contiguous()
+        queue = cuda_kernels.queue(device)
+        cuda_kernels.hold(self.packed, self._made, queue)
         self.kernels.forward(
             cuda_kernels.block(self.packed),
             cuda_kernels.block(scratch),
             *(images, local.data_ptr(), global_.data_ptr()),
             dtype=cuda_kernels.name_of(kind),
             out=out.data_ptr(),
-            **cuda_kernels.queue(local.device),
+            **queue,
         )
         return out

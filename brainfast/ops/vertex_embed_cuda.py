@@ -94,11 +94,12 @@ class CudaVertexEmbedPlan:
         self.packed = cuda_kernels.allocate(self.kernels.weight_bytes, self._device, 1)
         dtype = cuda_kernels.shared_dtype(weight)
         weight, bias = weight.to(dtype).contiguous(), bias.float().contiguous()
+        self._made = cuda_kernels.queue(self._device)
         self.kernels.pack(
             cuda_kernels.block(self.packed),
             *(weight.data_ptr(), bias.data_ptr()),
             dtype=cuda_kernels.name_of(dtype),
-            **cuda_kernels.queue(self._device),
+            **self._made,
         )
 
     def run(
@@ -115,10 +116,12 @@ class CudaVertexEmbedPlan:
             return out
         dtype = cuda_kernels.shared_dtype(latent)
         latent = latent.to(dtype).contiguous()
+        queue = cuda_kernels.queue(self._device)
+        cuda_kernels.hold(self.packed, self._made, queue)
         self.kernels.forward(
             *(cuda_kernels.block(self.packed), images, latent.data_ptr()),
             dtype=cuda_kernels.name_of(dtype),
             out=out.data_ptr(),
-            **cuda_kernels.queue(self._device),
+            **queue,
         )
         return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,28 @@ import torch
 
 from brainfast.errors import BrainfastError
 from brainfast.machine import ADD_CUDA_KERNELS
-from brainfast.ops import cuda_kernels, vertex_embed_cuda
+from brainfast.ops import (
+    cuda_kernels,
+    factor_projection_cuda,
+    factor_readout_cuda,
+    vertex_embed_cuda,
+)
 
 PLACE = torch.device("cuda:0")
+PLANS = {
+    "CudaFactorProjectionPlan": factor_projection_cuda,
+    "CudaFactorReadoutPlan": factor_readout_cuda,
+    "CudaVertexEmbedPlan": vertex_embed_cuda,
+}
+ones = torch.ones
+ARGUMENTS = {  # of a plan of five rows, and of a run on two images
+    "CudaFactorProjectionPlan": (([ones(5, 8)], [ones(5, 3)]), ([ones(2, 3, 8)],)),
+    "CudaFactorReadoutPlan": (
+        (ones(5, 2), ones(5, 3), ones(5), ones(5, 8), ones(5), 2, 2),
+        (ones(2, 3, 8, 2, 2), ones(2, 3, 8)),
+    ),
+    "CudaVertexEmbedPlan": ((ones(5, 8), ones(5)), (ones(2, 8),)),
+}
 
 
 @pytest.mark.parametrize(
@@ -97,6 +117,25 @@ def test_a_kernel_that_fails_is_not_used(monkeypatch):
         assert not cuda_kernels.check_usable(
             "vertex_embed", "Kernels", torch.device("cpu"), find_difference
         )
+
+
+@pytest.mark.parametrize("capturing", [False, True])
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_plan_stays_until_another_stream_has_read_it(device, monkeypatch, plan, capturing):
+    if device != "cpu":
+        pytest.skip("with the emulator's streams")
+    parameters, tokens = ARGUMENTS[plan]
+    made = getattr(PLANS[plan], plan)(*parameters)
+    held = []
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda memory, stream: held.append(stream))
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: "another")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    expected = made.run(*tokens)
+    assert held == []
+    monkeypatch.setattr(cuda_kernels, "queue", lambda _: {"device": 0, "stream": 16})
+    assert torch.equal(made.run(*tokens), expected)
+    assert held == ([] if capturing else ["another"])
 
 
 def test_answers_are_compared_with_the_largest():
