@@ -84,12 +84,13 @@ def compare(
     names: Iterable[str],
     found: Iterable[torch.Tensor | None],
     expected: Iterable[torch.Tensor],
+    tolerance: float = TOLERANCE,
 ) -> str:
     """What of the kernels' answers is not torch's, or nothing. Waits for the device."""
     for name, ours, theirs in zip(names, found, expected, strict=True):
         assert ours is not None
         error = float((ours - theirs).abs().max() / theirs.abs().max())
-        if not error <= TOLERANCE:
+        if not error <= tolerance:
             return f"its {name} differ from torch's by {error:.1g} of the largest; please report it"
     return ""
 

@@ -13,6 +13,9 @@ from . import cuda_kernels, reference_blobgpt
 from .cuda_kernels import Precision
 
 NAMES = ("tokens", "filters", "maps")
+# B, T, C, K of what is checked: one image; groups of them, slices of channels, tiles of latents.
+CHECKED = ((1, 5, 70, 40), (17, 21, 140, 140))
+PLAN_CHECKED = (12, 5, 90, 16, 140)  # L, B, T, C, K: units of work with several chunks of tokens
 TokenPlace = tuple[int, tuple[int, int, int], int, tuple[int, int]]
 
 
@@ -20,8 +23,8 @@ TokenPlace = tuple[int, tuple[int, int, int], int, tuple[int, int]]
 def usable(device: torch.device) -> bool:
     """Whether this build's kernels run on a CUDA device and answer as torch's operations do.
 
-    The first no is a warning that says why. The first call computes a small projection and its
-    gradients both ways and waits for them: make it before a graph is captured.
+    The first no is a warning that says why. The first call computes small projections and their
+    gradients both ways, in every precision, and waits for them: make it before a graph is captured.
     """
     return cuda_kernels.check_usable(
         "factor_projection", "CudaFactorProjection", device, _difference
@@ -30,16 +33,61 @@ def usable(device: torch.device) -> bool:
 
 @torch.no_grad()
 def _difference(device: torch.device) -> str:
-    """What is wrong with the kernels' answers to a small problem, or nothing."""
-    shapes = ((3, 21, 70), (140, 70), (140, 21), (3, 140))
-    tokens, filters, maps, grad_output = cuda_kernels.small_problem(device, *shapes)
-    inputs = (tokens, filters, maps)
-    expected = [reference_blobgpt.factor_projection(*inputs)]
-    expected += reference_blobgpt.factor_projection_backward(grad_output, *inputs)
-    found: list[torch.Tensor | None] = [forward(*inputs)]
-    found += backward(grad_output, *inputs, [True] * 3)
-    names = ("latents", *(f"gradients of {name}" for name in NAMES))
-    return cuda_kernels.compare(names, found, expected)
+    """What is wrong with the kernels' answers to small problems, or nothing."""
+    for images, tokens, channels, latent in CHECKED:
+        shapes = ((images, tokens, channels), (latent, channels), (latent, tokens))
+        *inputs, grad_output = cuda_kernels.small_problem(device, *shapes, (images, latent))
+        narrow = [tensor.bfloat16() for tensor in inputs]
+        problem = (
+            _compare("fp32", inputs, grad_output)
+            or _compare("bf16", narrow, grad_output)
+            or _compare_plan("bf16x3", *([tensor] for tensor in inputs))
+        )
+        if problem:
+            return problem
+    layers, images, tokens, channels, latent = PLAN_CHECKED
+    shapes = ((images, tokens, channels), (latent, channels), (latent, tokens))
+    numbers = cuda_kernels.small_problem(device, *(s for s in shapes for _ in range(layers)))
+    many = [numbers[first : first + layers] for first in range(0, 3 * layers, layers)]
+    rounded = [[tensor.bfloat16() for tensor in part] for part in many]
+    return (
+        _compare_plan("fp32", *many)
+        or _compare_plan("bf16x3", *many)
+        or _compare_plan("bf16", *rounded)
+    )
+
+
+def _compare(
+    precision: Precision, inputs: Sequence[torch.Tensor], grad_output: torch.Tensor
+) -> str:
+    """The operator and its gradients with torch's in float32, which `inputs` lose nothing in."""
+    wide = [tensor.float() for tensor in inputs]
+    tokens, filters, maps = inputs
+    return cuda_kernels.compare(
+        [f"latents in {precision}"],
+        [forward(tokens, filters, maps)],
+        [reference_blobgpt.factor_projection(*wide)],
+    ) or cuda_kernels.compare(
+        [f"gradients of {name} in {precision}" for name in NAMES],
+        backward(grad_output, tokens, filters, maps, [True] * 3),
+        reference_blobgpt.factor_projection_backward(grad_output, *wide),
+        cuda_kernels.GRADIENT_TOLERANCE[precision],
+    )
+
+
+def _compare_plan(
+    precision: Precision,
+    tokens: Sequence[torch.Tensor],  # [B,T,C] a layer
+    filters: Sequence[torch.Tensor],  # [K,C] a layer
+    maps: Sequence[torch.Tensor],  # [K,T] a layer
+) -> str:
+    """The same of a plan's answers."""
+    layers = zip(tokens, filters, maps, strict=True)
+    wide = [[tensor.float() for tensor in layer] for layer in layers]
+    each = torch.stack([reference_blobgpt.factor_projection(*layer) for layer in wide])
+    plan = CudaFactorProjectionPlan(filters, maps, precision=precision)
+    names = [f"latents of a plan in {precision}"]
+    return cuda_kernels.compare(names, [plan.run(tokens)], [each.sum(dim=0)])
 
 
 def forward(

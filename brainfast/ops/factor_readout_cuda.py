@@ -12,32 +12,78 @@ from . import cuda_kernels, reference
 from .cuda_kernels import Precision
 
 NAMES = ("local", "global_", "space", "layer", "scale", "weight", "bias")
+# B, L, D, H, W, V of what is checked: one image; two groups of images that share a tile's weights;
+# the same with several chunks of tokens, blocks of layers and slices, and a full tile of vertices.
+CHECKED = ((1, 3, 20, 2, 3, 40), (9, 3, 20, 2, 3, 40), (9, 17, 140, 2, 2, 300))
 
 
 @functools.cache
 def usable(device: torch.device) -> bool:
     """Whether this build's kernels run on a CUDA device and answer as torch's operations do.
 
-    The first no is a warning that says why. The first call computes a small readout and its
-    gradients both ways and waits for them: make it before a graph is captured.
+    The first no is a warning that says why. The first call computes small readouts and their
+    gradients both ways, in every precision, and waits for them: make it before a graph is captured.
     """
     return cuda_kernels.check_usable("factor_readout", "CudaFactorReadout", device, _difference)
 
 
 @torch.no_grad()
 def _difference(device: torch.device) -> str:
-    """What is wrong with the kernels' answers to a small problem, or nothing."""
-    shapes = ((3, 3, 20, 4, 5), (3, 3, 20), (70, 2), (70, 3), (70,), (70, 20), (70,), (3, 70))
-    *inputs, grad_output = cuda_kernels.small_problem(device, *shapes)
-    expected = [reference.factor_readout_cells(*inputs)]
-    expected += reference.factor_readout_cells_backward(grad_output, *inputs[:-1])
-    local, global_, space, layer, scale, weight, bias = inputs
-    found: list[torch.Tensor | None] = [forward(*inputs)]
-    found += backward(
-        grad_output, local, global_, space, layer, scale, weight, bias, needs=[True] * 7
+    """What is wrong with the kernels' answers to small problems, or nothing."""
+    return next(filter(None, (_difference_of(device, *sizes) for sizes in CHECKED)), "")
+
+
+def _difference_of(
+    device: torch.device,
+    images: int,
+    layers: int,
+    channels: int,
+    height: int,
+    width: int,
+    vertices: int,
+) -> str:
+    shapes = (
+        *((images, layers, channels, height, width), (images, layers, channels)),
+        *((vertices, 2), (vertices, layers), (vertices,), (vertices, channels), (vertices,)),
+        (images, vertices),
     )
-    names = ("answers", *(f"gradients of {name}" for name in NAMES))
-    return cuda_kernels.compare(names, found, expected)
+    *inputs, grad_output = cuda_kernels.small_problem(device, *shapes)
+    inputs[2] *= 0.5  # many points between the grid's pixels, some outside
+    local, global_, space, layer, scale, weight, bias = inputs
+    plan = CudaFactorReadoutPlan(
+        *(space, layer, scale, weight, bias, height, width), precision="bf16x3"
+    )
+    narrow = [
+        tensor.bfloat16() if name in ("local", "global_", "weight") else tensor
+        for name, tensor in zip(NAMES, inputs, strict=True)
+    ]
+    return (
+        _compare("fp32", inputs, grad_output)
+        or _compare("bf16", narrow, grad_output)
+        or cuda_kernels.compare(
+            ["answers in bf16x3"],
+            [plan.run(local, global_)],
+            [reference.factor_readout_cells(*inputs)],
+        )
+    )
+
+
+def _compare(
+    precision: Precision, inputs: Sequence[torch.Tensor], grad_output: torch.Tensor
+) -> str:
+    """The operator and its gradients with torch's in float32, which `inputs` lose nothing in."""
+    wide = [tensor.float() for tensor in inputs]
+    local, global_, space, layer, scale, weight, bias = inputs
+    return cuda_kernels.compare(
+        [f"answers in {precision}"], [forward(*inputs)], [reference.factor_readout_cells(*wide)]
+    ) or cuda_kernels.compare(
+        [f"gradients of {name} in {precision}" for name in NAMES],
+        backward(
+            *(grad_output, local, global_, space, layer, scale, weight, bias), needs=[True] * 7
+        ),
+        reference.factor_readout_cells_backward(grad_output, *wide[:-1]),
+        cuda_kernels.GRADIENT_TOLERANCE[precision],
+    )
 
 
 def forward(

@@ -9,33 +9,55 @@ import torch
 from .. import _C
 from . import cuda_kernels, reference_topk
 
+CHECKED = (70, 272)  # features: rows that begin anywhere, and whole 16 bytes in every dtype
+
 
 @functools.cache
 def usable(device: torch.device) -> bool:
     """Whether this build's kernels run on a CUDA device and answer as torch's operations do.
 
-    The first no is a warning that says why. The first call chooses from a small pool both ways and
-    waits for the answers: make it before a graph is captured.
+    The first no is a warning that says why. The first call chooses from small pools of every dtype
+    both ways and waits for the answers: make it before a graph is captured.
     """
     return cuda_kernels.check_usable("score_topk", "cuda_score_topk", device, _difference)
 
 
 @torch.no_grad()
 def _difference(device: torch.device) -> str:
-    """What is wrong with the kernels' answers to a small problem, or nothing.
+    """What is wrong with the kernels' answers to small problems, or nothing.
 
     Scores are small whole numbers, so that they are exact, and many of them equal.
     """
     generator = torch.Generator().manual_seed(0)
-    pool, templates = (
-        torch.randint(-2, 3, shape, generator=generator).float().to(device)
-        for shape in ((150, 70), (35, 70))
-    )
-    expected = reference_topk.score_topk(pool, templates, 20)
-    found = choose(pool, templates, 20, None, None)
+    for features in CHECKED:
+        pool, templates = (
+            torch.randint(-2, 3, (rows, features), generator=generator).float().to(device)
+            for rows in (150, 35)
+        )
+        exclude = torch.arange(150, device=device) % 5 == 2
+        scale = 2.0 ** (torch.arange(150, device=device) % 3)
+        problem = (
+            _compare(pool, templates, None, None)
+            or _compare(pool.bfloat16(), templates, exclude, None)
+            or _compare(pool.to(torch.int8), templates, exclude, scale)
+        )
+        if problem:
+            return problem
+    return ""
+
+
+def _compare(
+    pool: torch.Tensor,  # [N,F]
+    templates: torch.Tensor,  # [O,F]
+    exclude: torch.Tensor | None,  # [N], bool
+    scale: torch.Tensor | None,  # [N]
+) -> str:
+    expected = reference_topk.score_topk(pool, templates, 20, exclude, scale)
+    found = choose(pool, templates, 20, exclude, scale)
+    kind = cuda_kernels.name_of(pool.dtype)
     for name, ours, theirs in zip(("scores", "indices"), found, expected, strict=True):
         if not torch.equal(ours, theirs):
-            return f"its {name} differ from torch's; please report it"
+            return f"its {name} of a pool in {kind} differ from torch's; please report it"
     return ""
 
 

@@ -4,6 +4,7 @@ and stream."""
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 
@@ -12,23 +13,54 @@ from ..errors import BrainfastError
 from . import cuda_kernels, reference_blobgpt
 from .cuda_kernels import Precision
 
+CHECKED = (3, 20)  # images: few, and more than that, each a kernel of its own
+
 
 @functools.cache
 def usable(device: torch.device) -> bool:
     """Whether this build's kernels run on a CUDA device and answer as torch's operations do.
 
-    The first no is a warning that says why. The first call computes a small embedding both ways and
-    waits for them: make it before a graph is captured.
+    The first no is a warning that says why. The first call computes small embeddings both ways, in
+    every precision, and waits for them: make it before a graph is captured.
     """
     return cuda_kernels.check_usable("vertex_embed", "CudaVertexEmbed", device, _difference)
 
 
 @torch.no_grad()
 def _difference(device: torch.device) -> str:
-    """What is wrong with the kernels' answers to a small problem, or nothing."""
-    inputs = cuda_kernels.small_problem(device, (3, 76), (140, 76), (140,))
-    expected = [reference_blobgpt.vertex_embed(*inputs)]
-    return cuda_kernels.compare(["answers"], [forward(*inputs)], expected)
+    """What is wrong with the kernels' answers to small problems, or nothing.
+
+    Rows are whole 16 bytes, so that weights are read in place and packed, in several slices.
+    """
+    for images in CHECKED:
+        inputs = cuda_kernels.small_problem(device, (images, 136), (140, 136), (140,))
+        narrow = [tensor.bfloat16() for tensor in inputs]
+        problem = (
+            _compare("fp32", inputs)
+            or _compare("bf16", narrow)
+            or _compare_plan("fp32", inputs)
+            or _compare_plan("bf16x3", inputs)
+            or _compare_plan("bf16", narrow)
+        )
+        if problem:
+            return problem
+    return ""
+
+
+def _compare(precision: Precision, inputs: Sequence[torch.Tensor]) -> str:
+    """The operator with torch's in float32, which `inputs` lose nothing in."""
+    wide = [tensor.float() for tensor in inputs]
+    expected = [reference_blobgpt.vertex_embed(*wide)]
+    return cuda_kernels.compare([f"answers in {precision}"], [forward(*inputs)], expected)
+
+
+def _compare_plan(precision: Precision, inputs: Sequence[torch.Tensor]) -> str:
+    """The same of a plan's answers."""
+    wide = [tensor.float() for tensor in inputs]
+    latent, weight, bias = inputs
+    found = CudaVertexEmbedPlan(weight, bias, precision=precision).run(latent)
+    names = [f"answers of a plan in {precision}"]
+    return cuda_kernels.compare(names, [found], [reference_blobgpt.vertex_embed(*wide)])
 
 
 def forward(

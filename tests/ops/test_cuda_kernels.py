@@ -119,6 +119,27 @@ def test_a_kernel_that_fails_is_not_used(monkeypatch):
         )
 
 
+@pytest.mark.parametrize("wrong", ["fp32", "bf16x3", "bf16"])
+@pytest.mark.parametrize("plan", PLANS)
+def test_no_precision_is_used_unchecked(device, monkeypatch, plan, wrong):
+    operator = PLANS[plan]
+
+    class Wrong(getattr(operator, plan)):
+        """Right in every precision but one."""
+
+        def __init__(self, *arguments, precision="fp32", **options):
+            super().__init__(*arguments, precision=precision, **options)
+            self.factor = 1.01 if precision == wrong else 1
+
+        def run(self, *arguments):
+            return super().run(*arguments) * self.factor
+
+    monkeypatch.setattr(operator, "CHECKED", operator.CHECKED[:1])
+    monkeypatch.setattr(operator, plan, Wrong)
+    said = operator._difference(torch.device(device))
+    assert f" in {wrong} differ from torch's by 0.01" in said
+
+
 @pytest.mark.parametrize("capturing", [False, True])
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_plan_stays_until_another_stream_has_read_it(device, monkeypatch, plan, capturing):

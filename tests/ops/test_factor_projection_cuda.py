@@ -269,7 +269,7 @@ def test_kernels_that_answer_otherwise_than_torch_are_not_used(device, monkeypat
     monkeypatch.setattr(factor_projection_cuda, "backward", wrong)
     monkeypatch.setattr(cuda_kernels, "find_problem", lambda *_: "")
     factor_projection_cuda.usable.cache_clear()
-    with pytest.warns(UserWarning, match="gradients of filters differ from torch's by 0.01"):
+    with pytest.warns(UserWarning, match="filters in fp32 differ from torch's by 0.01"):
         assert not factor_projection_cuda.usable(place)
     factor_projection_cuda.usable.cache_clear()
 

@@ -76,7 +76,8 @@ def test_scores_are_strict_float32(choose):
     assert (scores - exact).abs().max() <= 3e-6 * exact.abs().max()
 
 
-def test_the_kernels_are_checked_before_they_are_used(choose, monkeypatch):
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+def test_the_kernels_are_checked_before_they_are_used(choose, monkeypatch, kind):
     if choose.__name__ != "call":
         pytest.skip("on the emulator")
     place = torch.device("cpu")
@@ -85,12 +86,12 @@ def test_the_kernels_are_checked_before_they_are_used(choose, monkeypatch):
 
     def wrong(*arguments):
         scores, indices = right(*arguments)
-        return scores, indices.flip(1)
+        return scores, indices.flip(1) if arguments[0].dtype == getattr(torch, kind) else indices
 
     monkeypatch.setattr(score_topk_cuda, "choose", wrong)
     monkeypatch.setattr(cuda_kernels, "find_problem", lambda *_: "")
     score_topk_cuda.usable.cache_clear()
-    with pytest.warns(UserWarning, match="its indices differ from torch's"):
+    with pytest.warns(UserWarning, match=f"its indices of a pool in {kind} differ from torch's"):
         assert not score_topk_cuda.usable(place)
     score_topk_cuda.usable.cache_clear()
 
