@@ -179,6 +179,34 @@ float round_row(const Feature* from, int64_t count, int64_t steps, float inverse
   return static_cast<float>(_mm512_reduce_add_epi32(squares));
 }
 
+// Sixteen features as float32.
+BRAINFAST_INLINE __m512 floats_of(const std::uint16_t* from, int64_t count) {
+  const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(first_of(count, 16)), from);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+BRAINFAST_INLINE __m512 floats_of(const float* from, int64_t count) {
+  return load_some_of(from, count);
+}
+BRAINFAST_INLINE __m512 floats_of(const std::int8_t* from, int64_t count) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(
+      _mm_maskz_loadu_epi8(static_cast<__mmask16>(first_of(count, 16)), from)));
+}
+
+// The square of the norm of what rounding changed in one row, itself rounded up.
+template <class Feature>
+float deviation_of(const Feature* from, const std::byte* bytes, int64_t count, float unit) {
+  __m512 squares = _mm512_setzero_ps();
+  for (int64_t f = 0; f < count; f += 16) {
+    const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + f));
+    const __m512i counts = _mm512_sub_epi32(_mm512_cvtepu8_epi32(some), _mm512_set1_epi32(128));
+    // Beyond `count` both are zero.
+    const __m512 left = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(counts), _mm512_set1_ps(unit),
+                                         floats_of(from + f, count - f));
+    squares = _mm512_fmadd_ps(left, left, squares);
+  }
+  return (1 + 0x1p-8f) * _mm512_reduce_add_ps(squares);
+}
+
 template <class Feature>
 void round_to_bytes(const ScreenTask& task, std::byte* operands, float* units) {
   const auto* const from = static_cast<const Feature*>(task.features);
@@ -213,6 +241,23 @@ void screen_as_bytes(const ScreenTask& task) {
   float units[kScreenRows];
   round_to_bytes<Feature>(task, task.operands, units);
   multiply_bytes(task, task.operands, units, sizeof(Feature));
+}
+
+// For rows that are kept there is time to see how much rounding changed.
+template <class Feature>
+void round_and_measure(const ScreenTask& task, std::byte* operands, float* units) {
+  float bounds[kScreenRows] = {};
+  ScreenTask rounded = task;
+  rounded.deviations = bounds;
+  round_to_bytes<Feature>(rounded, operands, units);
+  const auto* const from = static_cast<const Feature*>(task.features);
+  for (int64_t r = 0; r < task.rows; ++r) {
+    const float measured = deviation_of(from + r * task.feature_stride, operands + r * task.steps,
+                                        task.count, units[r]);
+    // What vanishes in squares, or is no number, leaves the bound.
+    const bool tells = measured > 0x1p-100f && measured < bounds[r];
+    task.deviations[r] += tells ? measured : bounds[r];
+  }
 }
 
 void multiply_rounded(const ScreenTask& task, const std::byte* operands, const float* units) {
@@ -301,8 +346,8 @@ constexpr ScreenKernels kBFloats = {PairDots::kNumbers,
                                     reach};
 template <class Feature>
 constexpr ScreenKernels kBytes = {
-    ByteDots::kNumbers,      ByteDots::kRoundings, pack_as_bytes, screen_as_bytes<Feature>,
-    round_to_bytes<Feature>, multiply_rounded,     reach};
+    ByteDots::kNumbers,         ByteDots::kRoundings, pack_as_bytes, screen_as_bytes<Feature>,
+    round_and_measure<Feature>, multiply_rounded,     reach};
 
 template <class Feature>
 const ScreenKernels& kernels_as(Rounding rounding) {
