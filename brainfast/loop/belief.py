@@ -9,18 +9,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .measured import Measurement
 from .posterior import Posterior, Prior, fit, narrowed
 
 Floats = NDArray[np.float64]
 
 
 class Told(NamedTuple):
-    """Trials that were told: the candidate's row, what was measured, and the row's noisiness."""
+    """Trials that were told, in the order of their choices.
 
-    row: int
-    measurement: Measurement
-    noisiness: float
+    rows [n]: of the candidates; response [n]: what was measured; noise [n]: variance of the trial's
+    noise, over that of one usual trial of a usual candidate
+    """
+
+    rows: NDArray[np.int64]
+    response: Floats
+    noise: Floats
 
 
 class RowMeans(NamedTuple):
@@ -38,19 +41,16 @@ class RowMeans(NamedTuple):
     spare: int
 
 
-def row_means(told: Sequence[Told]) -> RowMeans:
+def row_means(told: Told) -> RowMeans:
     """y_i = R_i sum_j y_ij / r_ij,  R_i = 1 / sum_j 1 / r_ij, of trials of relative noise r_ij."""
-    order = {row: place for place, row in enumerate(dict.fromkeys(trial.row for trial in told))}
-    place = np.array([order[trial.row] for trial in told], dtype=np.int64)
-    response = np.array([trial.measurement.response for trial in told])
-    relative = np.array([trial.measurement.relative_noise * trial.noisiness for trial in told])
-    count = len(order)
-    noise = 1.0 / np.bincount(place, 1.0 / relative, count)
-    mean = noise * np.bincount(place, response / relative, count)
-    scatter = np.square(response - mean[place]) / relative
-    rows = np.array(list(order), dtype=np.int64)
+    rows, first, same = np.unique(told.rows, return_index=True, return_inverse=True)
+    order, count = np.argsort(first), len(rows)
+    place = np.argsort(order)[same]
+    noise = 1.0 / np.bincount(place, 1.0 / told.noise, count)
+    mean = noise * np.bincount(place, told.response / told.noise, count)
+    scatter = np.square(told.response - mean[place]) / told.noise
     total = float(np.einsum("n->", scatter))
-    return RowMeans(rows, mean, noise, total, len(told) - count)
+    return RowMeans(rows[order], mean, noise, total, len(told.rows) - count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ class Belief:
         return first - np.where(before > 0, noise / (self.own + self.trial / told), 0.0)
 
 
-def believe(prior: Prior, z: Floats, noisiness: Floats, told: Sequence[Told]) -> Belief:
+def believe(prior: Prior, z: Floats, noisiness: Floats, told: Told) -> Belief:
     """The belief after some trials; z [N,d] and noisiness [N] of all candidates."""
     means, noise = row_means(told), prior.noise
     trial = noise - prior.own

@@ -10,6 +10,7 @@ from .availability import Availability
 from .design import Design
 from .measured import Measurement
 from .options import Options
+from .trial_table import TrialTable
 
 Status = Literal["outstanding", "told", "skipped"]
 
@@ -37,10 +38,12 @@ class Progress:
     trials: list[Trial] = field(default_factory=list)
     version: int = 0
     available: Availability = field(init=False)
+    table: TrialTable = field(init=False)  # of the same trials
     served: list[int] = field(init=False)  # [O], choices that were not skipped
 
     def __post_init__(self) -> None:
         self.available = Availability(self.design, self.options)
+        self.table = TrialTable(len(self.design.models))
         self.served = [0] * len(self.design.models)
 
     @property
@@ -51,6 +54,7 @@ class Progress:
     def choose(self, row: int, objective: int = 0) -> None:
         """A candidate is shown for an objective."""
         self.trials.append(Trial(row, objective))
+        self.table.choose(row)
         self.available.choose(row, objective)
         self.served[objective] += 1
         self.version += self.options.follows_choices
@@ -58,11 +62,13 @@ class Progress:
     def tell(self, trial: int, measurements: tuple[Measurement, ...]) -> None:
         """Its response is known, to every objective."""
         self._settle(trial, "told", measurements)
+        self.table.tell(trial, measurements)
         self.version += 1
 
     def skip(self, trial: int) -> None:
         """Its response is lost: the image may be shown again."""
         self._settle(trial, "skipped", ())
+        self.table.skip(trial)
         lost = self.trials[trial]
         self.available.take_back(lost.row, lost.objective)
         self.served[lost.objective] -= 1

@@ -5,7 +5,6 @@ A live session and a replay both call these; nothing here knows a clock, a threa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,11 +13,12 @@ from numpy.typing import NDArray
 
 from ..errors import BrainfastError
 from .availability import Availability, Tier, blocks
-from .belief import Belief, Told, believe
+from .belief import Belief, believe
 from .design import Design
 from .options import RANDOM_FALLBACK, Options
 from .posterior import Prior
-from .progress import Progress, Trial
+from .progress import Progress
+from .trial_table import Seen
 
 Floats = NDArray[np.float64]
 Source = Literal["fresh", "stale", "fallback"]
@@ -59,7 +59,7 @@ def rank(
     objective: int,
     options: Options,
     prior: Prior,
-    trials: Sequence[Trial],
+    trials: Seen,
     version: int,
 ) -> Ranking:
     """Values of all candidates for an objective, after some trials, whatever they were chosen for.
@@ -73,12 +73,7 @@ def rank(
     """
     model = design.models[objective]
     z, noisiness = model.z, model.noisiness
-    told = [
-        Told(trial.row, trial.measurements[objective], float(noisiness[trial.row]))
-        for trial in trials
-        if trial.measurements
-    ]
-    belief = believe(prior, z, noisiness, told)
+    belief = believe(prior, z, noisiness, trials.told(objective, noisiness))
     mean = belief.mean_of(z)
     values = mean
     random = np.random.default_rng([options.seed, _RANKING, len(trials), objective])
@@ -89,8 +84,7 @@ def rank(
         theta = belief.posterior.draw(normal)
         values = belief.expected(np.asarray(np.einsum("nd,d->n", z, theta)))
     elif options.strategy in ("ucb", "explore"):
-        waiting = [trial.row for trial in trials if trial.status == "outstanding"]
-        after = belief.awaiting(z, waiting)
+        after = belief.awaiting(z, trials.waiting())
         if options.strategy == "explore":
             values = after.variance_of(z) * belief.gains()
         else:

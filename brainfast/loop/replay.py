@@ -14,8 +14,9 @@ from .log import LogFile, decode_betas, line_error, read_log
 from .measured import Measurement, Space, as_columns, check_betas, from_columns
 from .options import Options
 from .origin import check_origin, logged_origin, origin_of
-from .progress import Progress, Trial
+from .progress import Progress
 from .ranking import Ranking, decide, rank
+from .trial_table import Seen
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ class _Rankings:
         self._last_use = {event.get("version"): number for number, event in choices}  # the line
         share = progress.options.model_share
         self._priors = [model.prior(share) for model in progress.design.models]
-        self._trials: dict[int, tuple[Trial, ...]] = {}
+        self._trials: dict[int, Seen] = {}
         self._last: dict[int, Ranking] = {}  # of each objective
         self.note(1)
 
@@ -224,7 +225,7 @@ class _Rankings:
             del self._trials[version]
         version = self._progress.version
         if version not in self._trials and self._last_use.get(version, 0) > number:
-            self._trials[version] = tuple(self._progress.trials)
+            self._trials[version] = self._progress.table.seen()
 
     def at(self, version: int | None, objective: int, path: Path, number: int) -> Ranking | None:
         """An objective's ranking of an earlier version or the present one."""

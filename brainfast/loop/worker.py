@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from .availability import Spacing
 from .clock import Clock
-from .progress import Progress, Trial
+from .progress import Progress
 from .ranking import Ranking, rank
+from .trial_table import Seen
 
 
 class Ranker:
@@ -87,7 +88,7 @@ class Ranker:
                 spacing = self._progress.available.spacing
                 pending = spacing.pending() if spacing is not None else []
                 objective = self._due()
-                version, trials = self._progress.version, tuple(self._progress.trials)
+                version, trials = self._progress.version, self._progress.table.seen()
             if spacing is not None and pending:
                 self._count(spacing, pending[0])
                 continue
@@ -117,7 +118,7 @@ class Ranker:
         return min(range(count), key=lambda number: (self._tried[number], (number - turn) % count))
 
     def _rank(
-        self, objective: int, trials: tuple[Trial, ...], version: int
+        self, objective: int, trials: Seen, version: int
     ) -> tuple[Ranking | None, Exception | None]:
         design, options = self._progress.design, self._progress.options
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 
 from brainfast.loop.belief import Belief, Told, believe, row_means
-from brainfast.loop.measured import Measurement
 from brainfast.loop.posterior import Prior
 from loop_world import WEIGHTS, V, betas, session
 
@@ -26,17 +25,30 @@ def prior(seed: int = 0) -> Prior:
     return Prior(random.standard_normal(D), variance, OWN + TRIAL, slice(2, D), False, OWN)
 
 
-def trials(seed: int, count: int) -> list[Told]:
+class One(NamedTuple):
+    """A trial that was told."""
+
+    row: int
+    response: float
+    noise: float
+
+
+def trials(seed: int, count: int) -> list[One]:
     """Of few rows, so that most are repeated; of different noise."""
     random = np.random.default_rng([seed, 2])
     return [
-        Told(
+        One(
             int(random.integers(0, 5)),
-            Measurement(float(random.standard_normal()), float(random.uniform(0.5, 2))),
-            1.0,
+            float(random.standard_normal()),
+            float(random.uniform(0.5, 2)),
         )
         for _ in range(count)
     ]
+
+
+def columns(told: list[One]) -> Told:
+    rows, response, noise = np.array(told, dtype=np.float64).reshape(-1, 3).T
+    return Told(rows.astype(np.int64), response, noise)
 
 
 Z = np.random.default_rng(9).standard_normal((N, D))
@@ -45,15 +57,14 @@ Z = np.random.default_rng(9).standard_normal((N, D))
 class Joint:
     """theta, the own errors of all images and a trial of each, given the trials told."""
 
-    def __init__(self, told: list[Told], noisiness: np.ndarray, own: float, trial: float) -> None:
+    def __init__(self, told: list[One], noisiness: np.ndarray, own: float, trial: float) -> None:
         known, rows = prior(), [one.row for one in told]
         self.mean = np.concatenate([known.mean, np.zeros(N)])
         self.covariance = np.diag(np.concatenate([known.variance, np.full(N, own)]))
         self.read = np.hstack([Z, np.eye(N)])  # of an image's noiseless response
         self.trial, self.noisiness = trial, noisiness
         for one, row in zip(told, rows, strict=True):
-            relative = one.measurement.relative_noise * one.noisiness
-            self.add(row, one.measurement.response, relative)
+            self.add(row, one.response, one.noise)
 
     def add(self, row: int, response: float, relative: float) -> None:
         """Condition on one trial, by the textbook."""
@@ -75,7 +86,7 @@ def covariance(found: Any) -> np.ndarray:
 @given(seed=st.integers(0, 1000), count=st.integers(0, 14))
 def test_belief_is_that_of_the_full_covariance(seed: int, count: int) -> None:
     told, noisiness = trials(seed, count), np.ones(N)
-    found, joint = believe(prior(), Z, noisiness, told), Joint(told, noisiness, OWN, TRIAL)
+    found, joint = believe(prior(), Z, noisiness, columns(told)), Joint(told, noisiness, OWN, TRIAL)
     np.testing.assert_allclose(found.posterior.mean, joint.mean[:D], atol=1e-10)
     np.testing.assert_allclose(covariance(found.posterior), joint.theta, atol=1e-10)
     np.testing.assert_allclose(found.mean_of(Z), joint.read @ joint.mean, atol=1e-10)
@@ -89,13 +100,13 @@ def test_the_covariance_of_scipy_agrees() -> None:
     """All trials at once: rows of one image share their own error."""
     told = trials(3, 12)
     rows = np.array([one.row for one in told])
-    known, relative = prior(), np.array([one.measurement.relative_noise for one in told])
+    known, relative = prior(), np.array([one.noise for one in told])
     same = OWN * (rows[:, None] == rows)
     spread = Z[rows] @ np.diag(known.variance) @ Z[rows].T + same + TRIAL * np.diag(relative)
-    response = np.array([one.measurement.response for one in told])
+    response = np.array([one.response for one in told])
     cross = np.diag(known.variance) @ Z[rows].T
     mean = known.mean + cross @ np.linalg.solve(spread, response - Z[rows] @ known.mean)
-    found = believe(known, Z, np.ones(N), told)
+    found = believe(known, Z, np.ones(N), columns(told))
     np.testing.assert_allclose(found.posterior.mean, mean, atol=1e-10)
     dense = np.diag(known.variance) - cross @ np.linalg.solve(spread, cross.T)
     np.testing.assert_allclose(covariance(found.posterior), dense, atol=1e-10)
@@ -103,8 +114,8 @@ def test_the_covariance_of_scipy_agrees() -> None:
 
 def test_trials_of_one_image_do_not_make_it_certain() -> None:
     """Of theta they tell no more than a noiseless trial would, however many there are."""
-    many = [Told(2, Measurement(1.0, 1.0), 1.0)] * 400
-    found = believe(prior(), Z, np.ones(N), many)
+    many = [One(2, 1.0, 1.0)] * 400
+    found = believe(prior(), Z, np.ones(N), columns(many))
     once = Joint([], np.ones(N), OWN, TRIAL)
     once.add(2, 1.0, 0.0)
     np.testing.assert_allclose(covariance(found.posterior), once.theta, rtol=0.01)
@@ -119,10 +130,7 @@ def test_evidence_is_that_of_all_trials() -> None:
     errors = 0.4 * random.standard_normal(N)
     response = Z[rows] @ np.ones(D) + errors[rows] + 0.35 * random.standard_normal(len(rows))
     relative = random.uniform(0.5, 2.0, len(rows))
-    told = [
-        Told(int(row), Measurement(float(value), float(noise)), 1.0)
-        for row, value, noise in zip(rows, response, relative, strict=True)
-    ]
+    told = Told(rows, response, relative)
     known, best, chosen = prior(), -np.inf, 0.0
     for error in np.linspace(-2, 1, 13):
         for noise in np.linspace(-1, 1, 17):
@@ -142,8 +150,8 @@ def test_evidence_is_that_of_all_trials() -> None:
 
 def test_gains_are_those_of_one_more_trial() -> None:
     noisiness = np.linspace(0.5, 2.0, N)
-    told = [one._replace(noisiness=float(noisiness[one.row])) for one in trials(5, 8)]
-    found, joint = believe(prior(), Z, noisiness, told), Joint(told, noisiness, OWN, TRIAL)
+    told = [one._replace(noise=one.noise * float(noisiness[one.row])) for one in trials(5, 8)]
+    found, joint = believe(prior(), Z, noisiness, columns(told)), Joint(told, noisiness, OWN, TRIAL)
     before = np.linalg.slogdet(joint.theta)[1]
     variance = found.posterior.variance_of(Z)
     gained = np.log1p(variance * found.gains() / found.posterior.noise)
@@ -155,15 +163,16 @@ def test_gains_are_those_of_one_more_trial() -> None:
 
 def test_trials_that_are_awaited_count_once_an_image_too() -> None:
     told, waiting = trials(6, 6), [0, 7, 0, 8]
-    found, joint = believe(prior(), Z, np.ones(N), told), Joint(told, np.ones(N), OWN, TRIAL)
+    found = believe(prior(), Z, np.ones(N), columns(told))
+    joint = Joint(told, np.ones(N), OWN, TRIAL)
     for row in waiting:
         joint.add(row, 0.0, 1.0)
     np.testing.assert_allclose(covariance(found.awaiting(Z, waiting)), joint.theta, atol=1e-10)
 
 
 def test_rows_keep_the_order_of_their_first_trials() -> None:
-    told = [Told(row, Measurement(float(row), 1.0), 1.0) for row in (5, 2, 5, 8)]
-    means = row_means(told)
+    rows = np.array([5, 2, 5, 8])
+    means = row_means(Told(rows, rows.astype(float), np.ones(4)))
     assert means.rows.tolist() == [5, 2, 8]
     assert means.response.tolist() == [5.0, 2.0, 8.0]
     assert means.noise.tolist() == [0.5, 1.0, 1.0]
@@ -181,8 +190,11 @@ def test_a_session_with_repeats_believes_the_same(strategy: Any) -> None:
         mean, sd = running.expected()
         model = running._progress.design.models[0]
         known = model.prior(0.5)
-        told = [Told(trial.row, trial.measurements[0], 1.0) for trial in running._progress.trials]
-        belief: Belief = believe(known, model.z, np.ones(len(model.z)), told)
+        told = [
+            One(trial.row, trial.measurements[0].response, trial.measurements[0].relative_noise)
+            for trial in running._progress.trials
+        ]
+        belief: Belief = believe(known, model.z, np.ones(len(model.z)), columns(told))
         assert np.array_equal(mean, belief.mean_of(model.z))
         last = running.next()
         row = int(last.image[-2:])

@@ -19,6 +19,7 @@ from brainfast.loop.design_build import build_design
 from brainfast.loop.options import Options
 from brainfast.loop.progress import Trial
 from brainfast.loop.ranking import rank
+from brainfast.loop.trial_table import TrialTable
 from loop_world import (
     READOUT,
     V,
@@ -91,8 +92,12 @@ def test_every_measurement_teaches_every_model(strategy: Any) -> None:
 
 
 def _ranked(design: Any, strategy: Any, trials: list[Trial]) -> Any:
-    prior = design.models[0].prior(0.5)
-    return rank(design, 0, Options(strategy), prior, trials, 0)
+    prior, table = design.models[0].prior(0.5), TrialTable(1)
+    for number, trial in enumerate(trials):
+        table.choose(trial.row)
+        if trial.measurements:
+            table.tell(number, trial.measurements)
+    return rank(design, 0, Options(strategy), prior, table.seen(), 0)
 
 
 @pytest.mark.parametrize("strategy", ["greedy", "ucb", "thompson", "explore", "random"])
