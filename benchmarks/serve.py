@@ -32,6 +32,7 @@ RESULT = Path(__file__).resolve().parent / "results" / "serve.json"
 TR_S = 0.75  # of a fast multiband scan
 PARTS = ("faults", "load", "soak")
 SOAK_EVERY_S = 1.0
+SOAK_SESSIONS = 2  # and as many clients that predict
 
 
 class Case(NamedTuple):
@@ -139,15 +140,16 @@ async def _soak(server: Server, plan: Plan, received: list[Any]) -> dict[str, An
 
     watching = asyncio.ensure_future(watch())
     choosing, predicting = await asyncio.gather(
-        load(server.address, "choose", 2, plan.tr_s, plan.soak_s, V),
-        load(server.address, "predict", 2, plan.tr_s, plan.soak_s, V),
+        # A run is a session: these begin with it, while those before hold thousands of trials.
+        load(server.address, "choose", SOAK_SESSIONS, plan.tr_s, plan.soak_s, V, plan.clients),
+        load(server.address, "predict", SOAK_SESSIONS, plan.tr_s, plan.soak_s, V),
     )
     watching.cancel()
     received += choosing.received
     seconds, rss = (np.array(column, dtype=np.float64) for column in zip(*samples, strict=True))
     half = seconds > seconds[-1] / 2  # the first half fills caches and buffers
     slope = np.polyfit(seconds[half], rss[half], 1)[0] if half.sum() > 2 else 0.0
-    about = {"clients": 2, "pace_s": plan.tr_s, "beside": "soak"}
+    about = {"clients": SOAK_SESSIONS, "pace_s": plan.tr_s, "beside": "soak"}
     return {
         "seconds": round(float(seconds[-1])),
         "rows": _rows(choosing, about) + _rows(predicting, about),
@@ -181,8 +183,9 @@ def measure(plan: Plan, parts: Collection[str], work: Path) -> dict[str, Any]:
     if "load" in parts or "soak" in parts:
         with Server(model, pool, logs, *options) as server:
             opening = time.monotonic()
-            asyncio.run(open_sessions(server.address, plan.clients))
-            found["opened_s"] = round((time.monotonic() - opening) / plan.clients, 2)
+            count = plan.clients + SOAK_SESSIONS
+            asyncio.run(open_sessions(server.address, count))
+            found["opened_s"] = round((time.monotonic() - opening) / count, 2)
             if "load" in parts:
                 found["load"] = measure_load(server, plan, received)
             if "soak" in parts:

@@ -131,11 +131,12 @@ async def load(
     pace_s: float | None,
     seconds: float,
     V: int,
+    first: int = 0,
 ) -> Answers:
     """So many clients that `predict` or `choose` for some seconds.
 
     At a pace they start in turn, so that they do not all ask at the same moment. Those that choose
-    go on with a session each of `open_sessions`.
+    go on with a session each of `open_sessions`, from number `first` on.
     """
     answers = Answers()
     images = pictures(clients, 224, seed=2)
@@ -149,7 +150,7 @@ async def load(
         else:
             sessions = [
                 await client.session(SUBJECT.format(number), resume=True)
-                for number, client in enumerate(opened)
+                for number, client in enumerate(opened, first)
             ]
             runs = [
                 ask.choose(session, V, offset)
